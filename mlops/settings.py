@@ -1,0 +1,114 @@
+"""Every setting of the project, typed, read once from the environment and `.env`.
+
+No other module looks at the environment. Secrets have no default: `make setup` generates them into
+`.env` (mode 600), and code that needs one gets it through `Settings.secret`, which says how to make it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class MissingSecretError(RuntimeError):
+    """A secret is needed and not set."""
+
+
+class Settings(BaseSettings):
+    """Settings, each readable as `MLOPS_<NAME>` from the environment, else from `.env`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="MLOPS_", env_file=ROOT / ".env", extra="ignore", frozen=True
+    )
+
+    # What is learnt, and from what
+    card: str = Field("bank_marketing", description="Name of a card, or path of a card file.")
+    data: str | None = Field(None, description="Local zip or CSV, or an address of one.")
+    candidates: Path = Field(ROOT / "mlops" / "training" / "candidates.yaml")
+    seed: int = 42
+
+    # Where state lies
+    state_dir: Path = Field(ROOT / ".stack", description="All state of the embedded stack.")
+    payloads_dir: Path = Field(ROOT / "payloads", description="Written by deploy, read by predict.")
+    reports_dir: Path = Field(ROOT / "reports", description="HTML drift reports.")
+    cache_dir: Path = Field(
+        Path("~/.cache/mlops").expanduser(), description="Downloads, shared between clones."
+    )
+
+    # Servers; all on loopback unless asked
+    host: str = "127.0.0.1"
+    mage_port: int = 6789
+    listener_port: int = 6790
+    mlflow_port: int = 5000
+    grafana_port: int = 3000
+    streamlit_port: int = 8501
+    predict_port: int = 9696
+    predict_workers: int = 2
+    postgres_host: str = "127.0.0.1"
+    postgres_port: int = Field(15432, description="Not 5432: many laptops run a Postgres there.")
+
+    # Secrets; see MissingSecretError
+    postgres_password: SecretStr | None = Field(None, description="Role mlops, the owner.")
+    grafana_db_password: SecretStr | None = Field(None, description="Role grafana, reads.")
+    predict_db_password: SecretStr | None = Field(None, description="Role predict, inserts.")
+    mage_owner_email: str = "owner@localhost.localdomain"
+    mage_owner_password: SecretStr | None = None
+    mage_trigger_token: SecretStr | None = Field(None, description="Token of Mage's API triggers.")
+    webhook_token: SecretStr | None = Field(None, description="Bearer token of the listener.")
+
+    # When the model is good enough, and when the world has moved
+    prediction_drift_threshold: float = 0.1
+    column_drift_threshold: float = 0.1
+    drifted_columns_threshold: float = Field(
+        0.5, description="Share of drifted columns that is still accepted (drawn in the panel)."
+    )
+    drift_min_rows: int = Field(200, description="Smaller months are measured, never alarmed on.")
+    gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
+    parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
+    retrain_window_months: int = 6
+    retrain_cool_down_s: int = 600
+    retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
+    test_months: int = Field(3, description="Months after the window that the test pipeline scores.")
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def mage_url(self) -> str:
+        return f"http://{self.host}:{self.mage_port}"
+
+    @property
+    def predict_url(self) -> str:
+        return f"http://{self.host}:{self.predict_port}"
+
+    @property
+    def listener_url(self) -> str:
+        return f"http://{self.host}:{self.listener_port}"
+
+    @property
+    def streamlit_url(self) -> str:
+        return f"http://{self.host}:{self.streamlit_port}"
+
+    def secret(self, name: str) -> str:
+        """Return the secret `name` in the clear.
+
+        Raises MissingSecretError, naming the variable and the command that makes it, if not set.
+        """
+        value: SecretStr | None = getattr(self, name)
+        if value is None:
+            raise MissingSecretError(
+                f"MLOPS_{name.upper()} is not set: run `make setup`, which generates it into .env"
+            )
+        return value.get_secret_value()
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """Return the settings of this process; read once."""
+    return Settings()

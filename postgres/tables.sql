@@ -1,0 +1,155 @@
+-- Tables of the database `mlops`. Idempotent: safe to run at every start, on an empty database or
+-- on one that holds data. A later change is one more statement at the end (ALTER TABLE ... IF NOT
+-- EXISTS), never an edit of a CREATE TABLE that has shipped.
+
+CREATE SCHEMA IF NOT EXISTS data;     -- rows of the ingested files, one table per card
+CREATE SCHEMA IF NOT EXISTS serving;  -- what the API answered
+CREATE SCHEMA IF NOT EXISTS grafana;  -- what the panels and the alert rules read
+CREATE SCHEMA IF NOT EXISTS ops;      -- the life of the loop: files, trainings, versions, alerts
+
+-- Every file that was ever accepted. The checksum is of the CSV itself, not of an archive round it,
+-- so the same data in another wrapping is recognised.
+CREATE TABLE IF NOT EXISTS ops.ingested_files (
+    sha256      text PRIMARY KEY CHECK (sha256 ~ '^[0-9a-f]{64}$'),
+    card        text NOT NULL,
+    source      text NOT NULL,
+    origin      text NOT NULL CHECK (origin IN ('file', 'download', 'generated')),
+    rows        integer NOT NULL,
+    bytes       bigint NOT NULL,
+    ingested_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- One row per run of the train pipeline; the leaderboard is stored when all candidates are in.
+CREATE TABLE IF NOT EXISTS ops.trainings (
+    id           text PRIMARY KEY,
+    card         text NOT NULL,
+    cause        text NOT NULL,
+    window_start date NOT NULL,
+    window_end   date NOT NULL,
+    data_digest  text NOT NULL,
+    started_at   timestamptz NOT NULL DEFAULT now(),
+    finished_at  timestamptz,
+    leaderboard  jsonb
+);
+
+-- One row per stay in production. The champion is the row without retired_at: at most one a card.
+CREATE TABLE IF NOT EXISTS ops.deployments (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    card          text NOT NULL,
+    model_version text NOT NULL,
+    training_id   text,
+    candidate     text,
+    cause         text NOT NULL,
+    gate          jsonb,
+    deployed_at   timestamptz NOT NULL DEFAULT now(),
+    retired_at    timestamptz
+);
+CREATE UNIQUE INDEX IF NOT EXISTS deployments_one_production
+    ON ops.deployments (card) WHERE retired_at IS NULL;
+
+-- What the test pipeline measured on months that no training had seen.
+CREATE TABLE IF NOT EXISTS ops.test_results (
+    model_version  text NOT NULL,
+    period         date NOT NULL,
+    rows           integer NOT NULL,
+    metrics        jsonb NOT NULL,
+    max_difference double precision NOT NULL,
+    tested_at      timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, period)
+);
+
+-- Every answered row. `purpose` keeps the test pipeline's and the simulation's traffic apart from
+-- people's; `row` is the place in the request's list, from 0.
+CREATE TABLE IF NOT EXISTS serving.predictions (
+    request_id    text NOT NULL,
+    row           integer NOT NULL,
+    made_at       timestamptz NOT NULL,
+    period        date NOT NULL,
+    purpose       text NOT NULL DEFAULT 'live' CHECK (purpose IN ('live', 'simulation', 'test')),
+    model_version text NOT NULL,
+    features      jsonb NOT NULL,
+    probability   double precision NOT NULL,
+    warnings      integer NOT NULL DEFAULT 0,
+    label         smallint CHECK (label IN (0, 1)),
+    labelled_at   timestamptz,
+    PRIMARY KEY (request_id, row)
+);
+CREATE INDEX IF NOT EXISTS predictions_by_version_and_period
+    ON serving.predictions (model_version, period);
+CREATE INDEX IF NOT EXISTS predictions_by_time ON serving.predictions (made_at);
+
+CREATE TABLE IF NOT EXISTS grafana.evidently_metrics (
+    model_version         text NOT NULL,
+    period                date NOT NULL,
+    row_count             integer NOT NULL,
+    prediction_drift      double precision,
+    num_drifted_columns   integer,
+    share_drifted_columns double precision,
+    share_missing_values  double precision,
+    accuracy              double precision,
+    roc_auc               double precision,
+    brier                 double precision,
+    positive_rate         double precision,
+    update_time           timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, period)
+);
+
+-- Alerts as they came, one row per alert (not per repeat). Waiting ones have no handled_at.
+CREATE TABLE IF NOT EXISTS ops.alerts (
+    fingerprint text NOT NULL,
+    starts_at   timestamptz NOT NULL,
+    status      text NOT NULL CHECK (status IN ('firing', 'resolved')),
+    rule        text NOT NULL,
+    body        jsonb NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now(),
+    repeats     integer NOT NULL DEFAULT 0,
+    handled_at  timestamptz,
+    decision    text,
+    retrain     text,
+    PRIMARY KEY (fingerprint, starts_at)
+);
+CREATE INDEX IF NOT EXISTS alerts_waiting ON ops.alerts (received_at) WHERE handled_at IS NULL;
+
+-- One row per retrain, written when it is asked for and completed whatever happens.
+CREATE TABLE IF NOT EXISTS ops.retrains (
+    id               text PRIMARY KEY,
+    card             text NOT NULL,
+    cause            text NOT NULL,
+    alert            text,
+    training_id      text,
+    started_at       timestamptz NOT NULL DEFAULT now(),
+    finished_at      timestamptz,
+    outcome          text CHECK (outcome IN ('promoted', 'kept_champion', 'failed')),
+    reason           text,
+    champion         text,
+    challenger       text,
+    champion_score   double precision,
+    challenger_score double precision,
+    gate             jsonb,
+    CHECK ((finished_at IS NULL) = (outcome IS NULL))
+);
+-- One retrain at a time, held by the database and not by anybody's good manners.
+CREATE UNIQUE INDEX IF NOT EXISTS retrains_one_at_a_time
+    ON ops.retrains (card) WHERE finished_at IS NULL;
+
+-- State of the embedded alert evaluator, so that a restart neither forgets an alert nor repeats one.
+CREATE TABLE IF NOT EXISTS ops.alert_states (
+    rule_uid     text NOT NULL,
+    fingerprint  text NOT NULL,
+    labels       jsonb NOT NULL,
+    state        text NOT NULL CHECK (state IN ('normal', 'pending', 'firing', 'resolved')),
+    value        double precision,
+    active_at    timestamptz,
+    fired_at     timestamptz,
+    resolved_at  timestamptz,
+    last_sent_at timestamptz,
+    evaluated_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (rule_uid, fingerprint)
+);
+
+-- The panels' role reads everything and writes nothing; the API's role adds predictions only.
+GRANT USAGE ON SCHEMA data, serving, grafana, ops TO grafana;
+GRANT SELECT ON ALL TABLES IN SCHEMA data, serving, grafana, ops TO grafana;
+ALTER DEFAULT PRIVILEGES IN SCHEMA data, serving, grafana, ops GRANT SELECT ON TABLES TO grafana;
+GRANT USAGE ON SCHEMA serving TO predict;
+GRANT INSERT ON serving.predictions TO predict;
