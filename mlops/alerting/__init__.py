@@ -1,0 +1,1 @@
+"""From an alert rule to a started retrain: rules, evaluator, listener."""

@@ -1,0 +1,1 @@
+"""Streamlit pages; they read and show, and decide nothing."""

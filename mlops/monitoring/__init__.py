@@ -1,0 +1,1 @@
+"""Drift and performance of a version, month by month."""

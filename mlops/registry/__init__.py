@@ -1,0 +1,1 @@
+"""What is champion, challenger, staged and archived, and the gate between them."""

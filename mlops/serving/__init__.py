@@ -1,0 +1,1 @@
+"""From a registered version to a served payload, and the traffic it answers."""

@@ -1,0 +1,1 @@
+"""The embedded stack: secrets, Postgres, processes, health, and the command line."""
