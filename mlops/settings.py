@@ -1,7 +1,8 @@
 """Every setting of the project, typed, read once from the environment and `.env`.
 
-No other module looks at the environment. Secrets have no default: `make setup` generates them into
-`.env` (mode 600), and code that needs one gets it through `Settings.secret`, which says how to make it.
+No other module looks at the environment. Secrets have no default: `make setup` generates them
+into `.env` (mode 600), and code that needs one gets it through `Settings.secret`, which says how
+to make it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Settings(BaseSettings):
     retrain_window_months: int = 6
     retrain_cool_down_s: int = 600
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
-    test_months: int = Field(3, description="Months after the window that the test pipeline scores.")
+    test_months: int = Field(3, description="Months after the window that test scores.")
 
     @property
     def mlflow_url(self) -> str:
