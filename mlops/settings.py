@@ -108,6 +108,20 @@ class Settings(BaseSettings):
             )
         return value.get_secret_value()
 
+    def environment(self) -> dict[str, str]:
+        """Return these settings as variables, for a child process: secrets in the clear.
+
+        What is None is left out, since the child's own default is None as well.
+        """
+        variables = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if value is not None:
+                variables[f"MLOPS_{name.upper()}"] = str(value)
+        return variables
+
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:

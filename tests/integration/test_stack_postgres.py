@@ -1,0 +1,139 @@
+"""The embedded Postgres: who may do what, and starts that may be repeated."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from pydantic import SecretStr
+
+from mlops.database import connect
+from mlops.settings import Settings
+from mlops.stack import postgres as server
+from tests.fixtures.postgres import make_settings
+
+PREDICTION = (
+    "INSERT INTO serving.predictions"
+    " (request_id, row, made_at, period, model_version, features, probability)"
+    " VALUES ('a', 0, now(), '2009-03-01', '1', '{}', 0.5) ON CONFLICT DO NOTHING"
+)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="mlops-postgres-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def run(settings: Settings, role: str, statement: str, database: str = "mlops") -> None:
+    with connect(database, role, settings) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def test_predict_adds_predictions_and_repeating_one_is_harmless(database: Settings) -> None:
+    run(database, "predict", PREDICTION)
+    run(database, "predict", PREDICTION)
+    with connect(settings=database) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM serving.predictions")
+        assert cursor.fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT * FROM serving.predictions",
+        "UPDATE serving.predictions SET label = 1",
+        "DELETE FROM serving.predictions",
+        "SELECT * FROM ops.alerts",
+        "INSERT INTO ops.alerts (fingerprint, starts_at, status, rule, body)"
+        " VALUES ('a', now(), 'firing', 'r', '{}')",
+        "CREATE TABLE public.own (n int)",
+        "CREATE TEMP TABLE own (n int)",
+        "COPY serving.predictions TO PROGRAM 'cat'",
+    ],
+)
+def test_predict_can_do_nothing_else(database: Settings, statement: str) -> None:
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run(database, "predict", statement)
+
+
+@pytest.mark.parametrize("name", ["mlflow", "mage", "postgres"])
+def test_predict_reaches_no_other_database(database: Settings, name: str) -> None:
+    with pytest.raises(psycopg2.OperationalError, match=r"pg_hba\.conf"):
+        run(database, "predict", "SELECT 1", name)
+
+
+@pytest.mark.parametrize("name", ["mlops", "mlflow", "mage"])
+def test_grafana_reads_tables_made_later_and_writes_nothing(database: Settings, name: str) -> None:
+    table = "ops.later" if name == "mlops" else "public.later"
+    run(database, "mlops", f"CREATE TABLE {table} (n int)", name)
+    try:
+        run(database, "grafana", f"SELECT * FROM {table}", name)
+        for write in (f"INSERT INTO {table} VALUES (1)", f"DROP TABLE {table}"):
+            with pytest.raises(
+                (
+                    psycopg2.errors.InsufficientPrivilege,
+                    psycopg2.errors.ReadOnlySqlTransaction,
+                )
+            ):
+                run(database, "grafana", f"SET TRANSACTION READ WRITE; {write}", name)
+    finally:
+        run(database, "mlops", f"DROP TABLE {table}", name)
+
+
+def test_no_role_gets_in_without_its_password(database: Settings) -> None:
+    wrong = database.model_copy(
+        update={
+            name: SecretStr("wrong")
+            for name in ("postgres_password", "grafana_db_password", "predict_db_password")
+        }
+    )
+    for role in ("mlops", "grafana", "predict"):
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            run(wrong, role, "SELECT 1")
+
+
+def test_migrating_again_keeps_the_data(database: Settings) -> None:
+    run(database, "predict", PREDICTION)
+    server.migrate(database)
+    with connect(settings=database) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM serving.predictions")
+        assert cursor.fetchone() == (1,)
+
+
+def test_changed_passwords_take_effect_at_the_next_start_and_data_stays(folder: Path) -> None:
+    # Deeper than a Unix socket's path may be, and with a space.
+    settings = make_settings(folder / "a clone" / ("deep" * 20) / ("er" * 30))
+    with server.running(settings):
+        run(settings, "predict", PREDICTION)
+    changed = make_settings(folder, state_dir=settings.state_dir, postgres_password="it's new")
+    with server.running(changed), connect(settings=changed) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM serving.predictions")
+            assert cursor.fetchone() == (1,)
+        run(changed, "predict", PREDICTION.replace("'a'", "'b'"))
+    assert server.server_pid(changed) is None
+
+
+def test_an_interrupted_initdb_is_started_over(folder: Path) -> None:
+    settings = make_settings(folder)
+    draft = settings.state_dir / "postgres.new"
+    draft.mkdir(parents=True)
+    (draft / "PG_VERSION").write_text("18")
+    server.initialise(settings)
+    assert not draft.exists()
+    assert (settings.state_dir / "postgres" / "PG_VERSION").exists()
+
+
+def test_data_of_another_version_is_refused_with_the_way_out(folder: Path) -> None:
+    settings = make_settings(folder)
+    data = settings.state_dir / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("16\n")
+    with pytest.raises(server.PostgresError, match=r"PostgreSQL 16.*make clean"):
+        server.initialise(settings)
