@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,11 @@ class Settings(BaseSettings):
     """Settings, each readable as `MLOPS_<NAME>` from the environment, else from `.env`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MLOPS_", env_file=ROOT / ".env", extra="ignore", frozen=True
+        env_prefix="MLOPS_",
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
 
     # What is learnt, and from what
@@ -75,6 +79,12 @@ class Settings(BaseSettings):
     retrain_cool_down_s: int = 600
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
     test_months: int = Field(3, description="Months after the window that test scores.")
+
+    @field_validator("candidates", "state_dir", "payloads_dir", "reports_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        """Take a relative path from the repository's root, whatever folder a process runs in."""
+        return ROOT / value.expanduser()
 
     @property
     def mlflow_url(self) -> str:
