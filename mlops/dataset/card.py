@@ -140,9 +140,7 @@ class Feature(_Part):
             given = {"unit", "integer", "minimum", "maximum"} & self.model_fields_set
             if given:
                 raise ValueError(f"a category has no {', '.join(sorted(given))}")
-        elif (
-            self.minimum is not None and self.maximum is not None and self.minimum > self.maximum
-        ):
+        elif self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
         return self
 

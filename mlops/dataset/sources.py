@@ -1,0 +1,308 @@
+"""Where the data of a card comes from: a local file, an address, the public archive, or a sample.
+
+It brings bytes and has them checked; it never stores a row, and never unpacks to a path.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Literal
+from urllib.parse import urlsplit
+
+import pandas as pd
+import requests
+
+from mlops.dataset.card import Card
+from mlops.dataset.errors import DataError
+from mlops.dataset.generate import generate_csv
+from mlops.dataset.parsing import parse_csv
+from mlops.settings import Settings, get_settings
+
+logger = logging.getLogger(__name__)
+
+Origin = Literal["file", "download", "generated"]
+Progress = Callable[[int, int | None], None]
+"""Called with bytes done and bytes in all (None if the server does not tell)."""
+
+MOST_BYTES = 1 << 30
+"""No file is read beyond this, packed or unpacked: a zip of a few kB can hold terabytes."""
+
+_MOST_NESTING = 3
+_TIMEOUTS = (5, 30)  # seconds to connect, and between two pieces
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class RawData:
+    """The checked rows of one source, and where they came from.
+
+    `frame` is that of `parse_csv`. `sha256` and `bytes` are of the CSV itself, so the same data
+    in another wrapping is recognised. `notice` is what a person must be told, if anything.
+    """
+
+    frame: pd.DataFrame
+    sha256: str
+    origin: Origin
+    source: str
+    bytes: int
+    notice: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of data."""
+        return len(self.frame)
+
+
+class _Unreachable(Exception):
+    """An address gave nothing: no internet, no such server, an HTTP error."""
+
+
+def read_source(
+    card: Card, settings: Settings | None = None, progress: Progress | None = None
+) -> RawData:
+    """Return the data of `card`, checked.
+
+    `MLOPS_DATA` (zip, zip in a zip, CSV, CSV.gz; a path or an http(s) address) if it is set; else
+    the card's public archive, downloaded once into the cache; else, where that cannot be reached,
+    a generated sample, told by `notice` and as a logged warning.
+
+    Raises DataError if what is there cannot be used. A source that the user named is never
+    replaced by another.
+    """
+    settings = settings or get_settings()
+    given = (settings.data or "").strip()
+    if given:
+        return _read_given(card, given, progress)
+    if card.source is None:
+        raise DataError(card.path.name, ["the card has no source: set MLOPS_DATA to the data"])
+    try:
+        content = _published(card, settings.cache_dir, progress)
+    except _Unreachable as error:
+        return _generated(card, settings.seed, str(error))
+    return _raw(card, content, "download", card.source.url)
+
+
+def _read_given(card: Card, given: str, progress: Progress | None) -> RawData:
+    scheme = urlsplit(given).scheme.lower()
+    if scheme in ("http", "https"):
+        with tempfile.TemporaryFile() as file:
+            try:
+                _download(given, file, progress)
+            except _Unreachable as error:
+                raise DataError(given, [f"{error}; it is named by MLOPS_DATA"]) from error
+            file.seek(0)
+            content = unpack(file.read(), card, given)
+        return _raw(card, content, "download", given)
+    if "://" in given:
+        raise DataError(given, [f"found an address of kind {scheme}, expected http or https"])
+    path = Path(given).expanduser()
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise DataError(str(path), [_too_big(f"found {size} bytes")])
+        packed = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(str(path.absolute()), ["no such file; it is named by MLOPS_DATA"]) from None
+    except IsADirectoryError:
+        raise DataError(str(path), ["found a folder, expected a zip or CSV"]) from None
+    except OSError as error:
+        raise DataError(str(path), [f"cannot be read: {error.strerror}"]) from error
+    return _raw(card, unpack(packed, card, str(path)), "file", str(path))
+
+
+def _raw(
+    card: Card, content: bytes, origin: Origin, source: str, notice: str | None = None
+) -> RawData:
+    return RawData(
+        frame=parse_csv(content, card, source),
+        sha256=hashlib.sha256(content).hexdigest(),
+        origin=origin,
+        source=source,
+        bytes=len(content),
+        notice=notice,
+    )
+
+
+def _generated(card: Card, seed: int, reason: str) -> RawData:
+    notice = "\n".join(
+        [
+            "=" * 78,
+            "THIS IS GENERATED DATA, NOT THE REAL DATA SET.",
+            f"{card.title} could not be downloaded: {reason}.",
+            "A sample was generated from the card's published marginals: it has the same months",
+            "and a similar drift, and no figure made from it says anything about the real world.",
+            "For the real data, go online, or set MLOPS_DATA to a copy of it (zip or CSV):",
+            f"  {card.source.url if card.source else ''}",
+            "=" * 78,
+        ]
+    )
+    logger.warning("%s", notice)
+    content = generate_csv(card, seed)
+    return _raw(card, content, "generated", f"generated from {card.name}, seed {seed}", notice)
+
+
+def _published(card: Card, cache_dir: Path, progress: Progress | None) -> bytes:
+    """Return the CSV of the card's archive, from the cache or downloaded into it.
+
+    What is downloaded gets its name in the cache only after its checksum has been found right.
+    Raises _Unreachable, and DataError if what came is not what the card knows.
+    """
+    if card.source is None:
+        raise DataError(card.path.name, ["the card has no source"])
+    url = card.source.url
+    cached = cache_dir / f"{card.name}-{hashlib.sha256(url.encode()).hexdigest()[:12]}.archive"
+    if cached.is_file():
+        try:
+            return _checked(cached.read_bytes(), card, url)
+        except DataError as error:
+            logger.warning("the cached %s is damaged and downloaded anew (%s)", cached, error)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{cached.name}.", dir=cache_dir)
+    except OSError as error:
+        raise DataError(
+            str(cache_dir), [f"cannot be written: {error.strerror}; set MLOPS_CACHE_DIR"]
+        ) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            _download(url, file, progress)
+            file.seek(0)
+            content = _checked(file.read(), card, url)
+        temporary.replace(cached)
+        return content
+    except OSError as error:
+        raise DataError(str(cache_dir), [f"cannot be written: {error.strerror}"]) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checked(packed: bytes, card: Card, source: str) -> bytes:
+    content = unpack(packed, card, source)
+    if card.source is not None:
+        found = hashlib.sha256(content).hexdigest()
+        if found != card.source.sha256:
+            raise DataError(
+                source,
+                [
+                    f"found a file of sha256 {found}, expected {card.source.sha256} (source.sha256 "
+                    f"in {card.path.name}); to use another file, name it in MLOPS_DATA"
+                ],
+            )
+    return content
+
+
+def _download(url: str, file: IO[bytes], progress: Progress | None) -> None:
+    """Write what is at `url` to `file`. Raises _Unreachable, or DataError if it is too big."""
+    try:
+        with requests.get(url, stream=True, timeout=_TIMEOUTS) as response:
+            if response.status_code != requests.codes.ok:
+                raise _Unreachable(f"the server answered {response.status_code} {response.reason}")
+            length = response.headers.get("Content-Length", "")
+            encoded = "Content-Encoding" in response.headers
+            total = int(length) if length.isdigit() and not encoded else None
+            done = 0
+            for piece in response.iter_content(_PIECE):
+                done += len(piece)
+                if done > MOST_BYTES:
+                    raise DataError(url, [_too_big(f"it went on after {MOST_BYTES} bytes")])
+                file.write(piece)
+                if progress is not None:
+                    progress(done, total)
+            if total is not None and done != total:
+                raise _Unreachable(f"the connection ended after {done} of {total} bytes")
+    except requests.RequestException as error:
+        raise _Unreachable(_reason(error, url)) from error
+
+
+def _reason(error: requests.RequestException, url: str) -> str:
+    host = urlsplit(url).hostname
+    if isinstance(error, requests.Timeout):
+        return f"{host} did not answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return f"{host} cannot be reached from here"
+    return f"{host}: {error}"
+
+
+def _too_big(found: str) -> str:
+    return f"{found}, expected at most {MOST_BYTES}"
+
+
+def unpack(packed: bytes, card: Card, source: str) -> bytes:
+    """Return the CSV in `packed`: a zip, a zip in a zip, a gzip, or the CSV itself.
+
+    In a zip, the card's `source.members` lead to the CSV; else the only CSV in it is taken. Raises
+    DataError if it is damaged, too big, protected by a password, or holds no such CSV.
+    """
+    members = list(card.source.members) if card.source else []
+    if source.lower().endswith(".zip") and packed and not packed.startswith(b"PK"):
+        raise DataError(source, ["found a file that is no zip, though its name ends in .zip"])
+    for _ in range(_MOST_NESTING + 1):
+        if packed.startswith(b"PK"):
+            packed, members = _member(packed, members, source)
+        elif packed.startswith(b"\x1f\x8b"):
+            packed = _gunzip(packed, source)
+        else:
+            return packed
+    raise DataError(source, [f"found archives nested more than {_MOST_NESTING} deep"])
+
+
+def _member(packed: bytes, members: list[str], source: str) -> tuple[bytes, list[str]]:
+    """Return one file of a zip, and the members that are still to be followed in it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            name, left = _choose(names, members, source)
+            if archive.getinfo(name).flag_bits & 1:
+                raise DataError(f"{source}, {name}", ["found a password, expected none"])
+            with archive.open(name) as file:
+                return _read_limited(file, f"{source}, {name}"), left
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        raise DataError(
+            source, [f"found a zip that is truncated or damaged ({error}), expected a whole one"]
+        ) from error
+
+
+def _choose(names: list[str], members: list[str], source: str) -> tuple[str, list[str]]:
+    for position, wanted in enumerate(members):
+        for name in names:
+            if PurePosixPath(name).name == wanted:
+                return name, members[position + 1 :]
+    for suffixes in ((".csv", ".csv.gz"), (".zip",)):
+        fitting = [
+            name
+            for name in names
+            if name.lower().endswith(suffixes) and not name.startswith("__MACOSX/")
+        ]
+        if len(fitting) == 1:
+            return fitting[0], members
+        if fitting:
+            break
+    found = ", ".join(names[:10]) or "nothing"
+    wanted = " or ".join([*members, "exactly one CSV"])
+    raise DataError(source, [f"found in the zip: {found}; expected {wanted}"])
+
+
+def _gunzip(packed: bytes, source: str) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(packed)) as file:
+            return _read_limited(file, source)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(source, [f"found a gzip that is truncated or damaged ({error})"]) from error
+
+
+def _read_limited(file: IO[bytes] | gzip.GzipFile, source: str) -> bytes:
+    content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise DataError(source, [_too_big(f"it unpacks to more than {MOST_BYTES} bytes")])
+    return content

@@ -1,0 +1,63 @@
+"""Cut a window of rows by time into what is fitted and what is validated; never at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mlops.dataset.card import PERIOD, TARGET
+from mlops.dataset.errors import DataError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive periods of rows: the latest are validation, those before are fitted."""
+
+    fitting: pd.DataFrame
+    validation: pd.DataFrame
+
+    @property
+    def start(self) -> str:
+        """First period that is fitted."""
+        return str(self.fitting[PERIOD].min())
+
+    @property
+    def end(self) -> str:
+        """Last period of validation."""
+        return str(self.validation[PERIOD].max())
+
+
+def split_window(frame: pd.DataFrame, validation_months: int) -> Window:
+    """Return `frame` cut by time: its last `validation_months` periods with rows are validation.
+
+    Raises DataError if either part is empty or holds one answer only: neither a fit nor a ROC AUC
+    exists then.
+    """
+    if validation_months < 1:
+        raise ValueError(f"found {validation_months} validation months, expected 1 or more")
+    periods = sorted(frame[PERIOD].unique())
+    if len(periods) <= validation_months:
+        raise DataError(
+            "the window",
+            [
+                f"found rows of {len(periods)} period(s) ({', '.join(periods) or 'none'}), expected "
+                f"more than the {validation_months} of validation: widen the window, or lower "
+                "`validation_months` in the card"
+            ],
+        )
+    late = frame[PERIOD] >= periods[-validation_months]
+    window = Window(
+        fitting=frame[~late].reset_index(drop=True), validation=frame[late].reset_index(drop=True)
+    )
+    problems = []
+    for part, name in ((window.fitting, "fitting"), (window.validation, "validation")):
+        positives = int(part[TARGET].sum())
+        if positives in (0, len(part)):
+            problems.append(
+                f"{name} part, {part[PERIOD].min()} to {part[PERIOD].max()}: found {positives} "
+                f"positives in {len(part)} rows, expected both answers: widen the window"
+            )
+    if problems:
+        raise DataError("the window", problems)
+    return window
