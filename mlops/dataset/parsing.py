@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mlops.dataset.card import PERIOD, TARGET, Card, Feature
-from mlops.dataset.errors import MOST_PROBLEMS, DataError
+from mlops.dataset.errors import DataError
 from mlops.dataset.timeline import (
     TimelineError,
     periods_as_given,

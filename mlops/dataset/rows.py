@@ -176,7 +176,8 @@ def history_window(connection: Connection, card: Card) -> tuple[str, str]:
         raise DataError(
             f"data.{card.name}",
             [
-                f"found no row up to {until or 'any period'}, expected some: run the pipeline prepare"
+                f"found no row up to {until or 'any period'}, expected some: "
+                "run the pipeline prepare"
             ],
         )
     return period_of(first), period_of(last)
@@ -341,9 +342,9 @@ def _labelled(card: Card) -> sql.Composable:
 def _labelled_predictions(
     cursor: Any, card: Card, clauses: Sequence[sql.Composable], values: Sequence[Any]
 ) -> pd.DataFrame:
-    between = sql.SQL(" AND ").join(clauses)
     # Named and positional values do not mix: the periods are written in as literals.
-    between = sql.SQL(cursor.mogrify(between, values).decode().replace("%", "%%"))
+    text = cursor.mogrify(sql.SQL(" AND ").join(clauses), values).decode()
+    between = sql.SQL(text.replace("%", "%%"))
     cursor.execute(
         sql.SQL(
             "SELECT features, label, period FROM serving.predictions WHERE {} AND {} "
@@ -439,21 +440,21 @@ def _copy_in(cursor: Any, card: Card, raw: RawData) -> None:
     for feature in card.features:
         if feature.kind == "number":
             # Nine digits read back as the same float32.
-            columns.append([None if v != v else f"{v:.9g}" for v in frame[feature.name].tolist()])
+            columns.append(["" if v != v else f"{v:.9g}" for v in frame[feature.name].tolist()])
         else:
             columns.append(frame[feature.name])
     columns.append(frame[TARGET])
     buffer = io.StringIO()
-    # In a number \N is NULL; a category may be that very text, and is never NULL.
+    # Nothing is NULL in a number; in a category it is the empty text.
     writer = csv.writer(buffer, quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
     writer.writerows(zip(*columns, strict=True))
     buffer.seek(0)
     names = sql.SQL(", ").join(sql.Identifier(name) for name, _ in _wanted_columns(card))
     texts = sql.SQL(", ").join(map(sql.Identifier, card.categories))
-    force = sql.SQL(", FORCE_NOT_NULL ({})").format(texts) if card.categories else sql.SQL("")
+    force: sql.Composable = sql.SQL("")
+    if card.categories:
+        force = sql.SQL(", FORCE_NOT_NULL ({})").format(texts)
     cursor.copy_expert(
-        sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT csv, NULL '\\N'{})").format(
-            _table(card), names, force
-        ),
+        sql.SQL("COPY {} ({}) FROM STDIN WITH (FORMAT csv{})").format(_table(card), names, force),
         buffer,
     )

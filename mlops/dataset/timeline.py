@@ -104,14 +104,14 @@ def periods_by_date(values: Sequence[str], date_format: str) -> list[str]:
         if value in known:
             continue
         try:
-            known[value] = period_of(datetime.strptime(value, date_format))  # noqa: DTZ007
+            known[value] = period_of(datetime.strptime(value, date_format))
         except ValueError:
             raise TimelineError(row, repr(value), f"a date written as {date_format}") from None
     return [known[value] for value in values]
 
 
 def periods_as_given(values: Sequence[str]) -> list[str]:
-    """Return `values` after a check that each is a period. Raises TimelineError at the first not."""
+    """Return `values` after a check that each is a period. Raises TimelineError if not."""
     known: set[str] = set()
     for row, value in enumerate(values, start=1):
         if value not in known:

@@ -41,9 +41,9 @@ def split_window(frame: pd.DataFrame, validation_months: int) -> Window:
         raise DataError(
             "the window",
             [
-                f"found rows of {len(periods)} period(s) ({', '.join(periods) or 'none'}), expected "
-                f"more than the {validation_months} of validation: widen the window, or lower "
-                "`validation_months` in the card"
+                f"found rows of {len(periods)} period(s) ({', '.join(periods) or 'none'}), "
+                f"expected more than the {validation_months} of validation: widen the window, "
+                "or lower `validation_months` in the card"
             ],
         )
     late = frame[PERIOD] >= periods[-validation_months]
