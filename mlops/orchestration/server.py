@@ -1,8 +1,9 @@
 """How Mage is started: its command and environment; never what it runs.
 
-Run as a module (`python -m mlops.orchestration.server`) it imports the heavy libraries once and hands
-over to Mage. Mage forks a process for every block run, so what is imported here is there already,
-shared, in all of them: importing scikit-learn, MLflow and Evidently anew costs 3 to 9 s a block.
+Run as a module (`python -m mlops.orchestration.server`) it imports the heavy libraries once and
+hands over to Mage. Mage forks a process for every block run, so what is imported here is there
+already, shared, in all of them: importing scikit-learn, MLflow and Evidently anew costs 3 to 9 s a
+block.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import gc
 import hashlib
 import hmac
 import importlib
-import os
 import runpy
 import sys
 import time
-from types import ModuleType
 from typing import Any
 
 from mlops.database import database_url
@@ -94,7 +93,7 @@ def mage_environment(settings: Settings | None = None) -> dict[str, str]:
     }
 
 
-def mend_queue(process_queue: ModuleType) -> None:
+def mend_queue(process_queue: Any) -> None:
     """Close two gaps in the queue of Mage 0.9.80 (`mage_ai.orchestration.queue.process_queue`).
 
     It takes a job for lost between the moments when a worker takes it and writes down its process
