@@ -1,0 +1,209 @@
+"""Render what the predict API runs from: `payloads/<version>/` and the link `payloads/current`.
+
+A payload appears complete or not at all, and the link names the old one or the new one at any
+moment. Nothing here starts or asks the API.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pandas as pd
+
+from mlops.dataset.card import Card, Feature
+from mlops.serving.export import OUTPUT, OnnxModel
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+CURRENT = "current"
+
+
+def describe_model(
+    card: Card,
+    version: str,
+    onnx: OnnxModel,
+    fitting: pd.DataFrame,
+    *,
+    run_id: str,
+    candidate: str,
+    training_id: str,
+    threshold: float,
+    metrics: dict[str, float],
+    window: tuple[str, str],
+    created_at: datetime | None = None,
+) -> dict[str, Any]:
+    """Return the content of `model.json`.
+
+    `fitting` are the rows that the model was fitted on (features and `target`): their ranges and
+    values are what the API does not warn about. `window` is the training's first and last period.
+    """
+    inputs = [_describe(feature, fitting[feature.name]) for feature in card.features]
+    created = (created_at or datetime.now(timezone.utc)).astimezone(timezone.utc)
+    return {
+        "model": card.name,
+        "version": version,
+        "run_id": run_id,
+        "candidate": candidate,
+        "training_id": training_id,
+        "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "title": card.title,
+        "description": card.description,
+        "target": {
+            "name": card.target.column,
+            "positive": card.target.positive,
+            "negative": card.target.negative,
+            "question": card.question,
+        },
+        "threshold": threshold,
+        "missing": list(card.missing),
+        "inputs": inputs,
+        "metrics": metrics,
+        "reference": {
+            entry["name"]: None
+            if _mostly_missing(fitting[entry["name"]])
+            else entry["median" if entry["kind"] == "number" else "mode"]
+            for entry in inputs
+        },
+        "training": {
+            "window_start": window[0],
+            "window_end": window[1],
+            "rows": len(fitting),
+            "positive_rate": float(fitting["target"].mean()),
+        },
+        "onnx": {
+            "inputs": onnx.inputs,
+            "output": OUTPUT,
+            "max_difference": onnx.max_difference,
+        },
+    }
+
+
+def _describe(feature: Feature, column: pd.Series) -> dict[str, Any]:
+    common = {
+        "name": feature.name,
+        "kind": feature.kind,
+        "description": feature.description,
+        "missing": list(feature.missing),
+        "required": True,
+    }
+    if feature.kind == "number":
+        known = column.dropna()
+        cast = int if feature.integer else float
+        # The lower of two middle values: the median of whole numbers stays one that occurs.
+        low, middle, high = (
+            (cast(known.min()), cast(known.quantile(0.5, "lower")), cast(known.max()))
+            if len(known)
+            else (None, None, None)
+        )
+        return common | {
+            "unit": feature.unit,
+            "min": low,
+            "max": high,
+            "median": middle,
+            "integer": feature.integer,
+        }
+    counts = column.value_counts()
+    return common | {
+        "values": sorted(value for value in counts.index if value != ""),
+        # None where "missing" is the most frequent.
+        "mode": (counts.index[0] or None) if len(counts) else None,
+    }
+
+
+def _mostly_missing(column: pd.Series) -> bool:
+    return bool((column.isna() | (column == "")).mean() > 0.5)
+
+
+def render_payload(
+    version: str, onnx: bytes, model_json: dict[str, Any], payloads_dir: Path
+) -> Path:
+    """Write the payload of `version` and return its folder; one of that version is replaced.
+
+    The folder is made under another name and renamed when it is complete, so nobody ever sees half
+    of one. Replacing takes two renames: in between, for microseconds, the version has no folder,
+    and the API, which looks again, keeps what it has loaded.
+    """
+    if not version.isdigit():
+        raise ValueError(f"found version {version!r}, expected a number as MLflow gives it")
+    payloads_dir.mkdir(parents=True, exist_ok=True)
+    _sweep(payloads_dir)
+    final = payloads_dir / version
+    draft = payloads_dir / f".{version}.{uuid.uuid4().hex[:8]}.new"
+    draft.mkdir()
+    try:
+        for template in sorted(TEMPLATES.iterdir()):
+            if template.is_file():
+                shutil.copyfile(template, draft / template.name)
+        (draft / "model.onnx").write_bytes(onnx)
+        (draft / "model.json").write_bytes(
+            orjson.dumps(model_json, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+        for file in draft.iterdir():
+            _to_disk(file)
+        if final.exists():
+            old = payloads_dir / f".{version}.{uuid.uuid4().hex[:8]}.old"
+            final.rename(old)
+            draft.rename(final)
+            shutil.rmtree(old)
+        else:
+            draft.rename(final)
+        _to_disk(payloads_dir)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return final
+
+
+def switch_current(payloads_dir: Path, version: str) -> str | None:
+    """Point `payloads/current` at `version` in one step; return the version it named before.
+
+    Raises FileNotFoundError if there is no such payload.
+    """
+    if not (payloads_dir / version / "model.json").is_file():
+        raise FileNotFoundError(f"{payloads_dir / version} is no payload: deploy renders it")
+    before = current_version(payloads_dir)
+    link = payloads_dir / CURRENT
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is a folder, expected a link: move it away")
+    draft = payloads_dir / f".{CURRENT}.{uuid.uuid4().hex[:8]}.new"
+    draft.symlink_to(version)
+    draft.replace(link)
+    _to_disk(payloads_dir)
+    return before
+
+
+def remove_current(payloads_dir: Path) -> None:
+    """Take the link away, as before the first deployment."""
+    (payloads_dir / CURRENT).unlink(missing_ok=True)
+
+
+def current_version(payloads_dir: Path) -> str | None:
+    """Return the version that `payloads/current` names, or None before the first deployment."""
+    try:
+        return (payloads_dir / CURRENT).readlink().name
+    except OSError:
+        return None
+
+
+def _sweep(payloads_dir: Path) -> None:
+    """Remove what an interrupted rendering left behind; only one deployment runs at a time."""
+    for leftover in payloads_dir.glob(".*"):
+        if leftover.suffix in (".new", ".old") and leftover.name.count(".") >= 3:
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the kernel write a file or a folder out before a link names it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""How gunicorn runs the predict API: `gunicorn -c payloads/current/gunicorn.conf.py`.
+
+The code comes from the payload that `current` names when gunicorn starts or is reloaded (SIGHUP), the
+model from the one that it names at any moment: a worker that is replaced in between imports code that
+is known to run, even while `current` points at a broken payload.
+"""
+
+import mmap
+import os
+import sys
+from pathlib import Path
+
+_link = Path(__file__).absolute().parent
+_folder = _link.resolve(strict=True)
+
+sys.dont_write_bytecode = True  # a payload stays as it was rendered
+sys.path[:] = [str(_folder), *(path for path in sys.path if not (Path(path) / "model.onnx").exists())]
+os.environ["PREDICT_PAYLOAD"] = str(_link)
+
+# Shared by the master and every worker it forks: the payload that answered last, for a worker that
+# has to start while `current` is broken.
+_last_good = mmap.mmap(-1, 4096)
+
+
+def _remember(folder: Path) -> None:
+    name = os.fsencode(folder)
+    if len(name) < len(_last_good):
+        _last_good[: len(name) + 1] = name + b"\0"
+
+
+_remember(_folder)
+
+wsgi_app = "predict:app"
+bind = f"{os.environ.get('MLOPS_HOST', '127.0.0.1')}:{os.environ.get('MLOPS_PREDICT_PORT', '9696')}"
+workers = int(os.environ.get("MLOPS_PREDICT_WORKERS", "2"))
+worker_class = "gthread"  # keeps connections alive, and a slow caller blocks a thread, not a worker
+threads = 4
+keepalive = 30
+timeout = 60
+graceful_timeout = 30
+max_requests = 0
+preload_app = False
+control_socket_disable = True
+proc_name = "predict"
+if os.path.isdir("/dev/shm"):  # noqa: S108, PTH112 - heartbeats belong in memory
+    worker_tmp_dir = "/dev/shm"  # noqa: S108
+
+
+def post_worker_init(worker):  # type: ignore[no-untyped-def]
+    import logging
+
+    import predict
+
+    predict.logger.handlers = worker.log.error_log.handlers
+    predict.logger.setLevel(logging.INFO)
+    last = Path(os.fsdecode(_last_good[:].split(b"\0", 1)[0]))
+    predict.service.start(workers=worker.cfg.workers, fallback=last, last_good=_remember)
+
+
+def worker_exit(server, worker):  # type: ignore[no-untyped-def]
+    if "predict" in sys.modules:
+        sys.modules["predict"].service.stop()
