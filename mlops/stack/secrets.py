@@ -1,4 +1,4 @@
-"""Secrets that are missing, generated into `.env`; never printed, never changed once they are there."""
+"""Secrets that are missing, generated into `.env`; never printed, nor changed once there."""
 
 from __future__ import annotations
 

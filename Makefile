@@ -1,0 +1,59 @@
+# The front door: `make` alone prints the targets. Every target ends in a command that stands
+# elsewhere; nothing is decided here.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev up status logs down clean demo simulate test lint format check
+
+stack := .venv-services/bin/python -m mlops.stack
+export PYTHON
+
+help: ## Print this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Create both environments from the lock, and the secrets in .env
+	@scripts/bootstrap
+	@$(stack) secrets
+
+setup-dev:
+	@scripts/bootstrap dev
+	@$(stack) secrets
+
+up: setup ## Start every server and wait until all are well
+	@$(stack) up
+
+status: ## Show each server's state, health and memory
+	@$(stack) status
+
+logs: ## Show the ends of the logs; SERVICE=mage for one, FOLLOW=1 to go on
+	@$(stack) logs $(SERVICE) $(if $(FOLLOW),--follow)
+
+down: ## Stop everything, leftovers of a crash too
+	@$(stack) down
+
+clean: ## Stop everything and delete all state, models included; YES=1 does not ask
+	@$(stack) clean $(if $(YES),--yes)
+
+demo: ## Set up, start, and run the whole loop once
+	@started=$$(date +%s) && scripts/bootstrap && \
+	$(stack) demo --started $$started --installed $$(date +%s)
+
+simulate: ## Play a month of the file as live traffic: MONTH=2009-03
+	@test -n "$(MONTH)" || { echo "which month? make simulate MONTH=2009-03" >&2; exit 2; }
+	@$(stack) simulate $(MONTH)
+
+check: setup ## Say what would keep the stack from starting
+	@$(stack) check
+
+lint: setup-dev ## Lint, format, types, and the import contract
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+format: setup-dev ## Format the code, and fix what lint can fix itself
+	.venv/bin/python -m ruff check --fix .
+	.venv/bin/python -m ruff format .
+
+test: lint ## Install the test tools, lint, and run all tests
+	.venv/bin/python -m pytest

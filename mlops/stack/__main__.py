@@ -1,0 +1,366 @@
+"""The command line of the stack: `python -m mlops.stack up|down|status|…`, and what `make` calls.
+
+It only wires: what a command needs to know stands in the modules beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mlops.settings import ROOT, Settings, get_settings
+from mlops.stack import checks, postgres, processes
+from mlops.stack.health import Health, last_lines, look
+from mlops.stack.secrets import ensure_secrets
+from mlops.stack.services import Service, services
+
+console = Console(highlight=False, soft_wrap=True)
+
+FAILED = 1
+REFUSED = 2
+_POLL_S = 0.5
+_MOST_STARTS = 4
+"""A service that supervisor has started that often within one `up` will not come up any more."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 1 for a failure, 2 for what the user can mend."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (postgres.PostgresError, processes.SupervisorError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    except KeyboardInterrupt:
+        console.print("interrupted; `make status` shows what runs, `make down` stops it")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mlops.stack", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    add("secrets", run_secrets, "generate the secrets that are missing in .env")
+    add("check", run_check, "say what would keep the stack from starting")
+    add("up", run_up, "start whatever does not run, and wait until all is well")
+    add("down", run_down, "stop everything, leftovers of a crash too")
+    add("status", run_status, "show each server's state, health and memory")
+    logs = add("logs", run_logs, "show the last lines of the logs")
+    logs.add_argument("service", nargs="*", help="servers; default: all")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on showing new lines")
+    logs.add_argument("-n", "--lines", type=int, default=40)
+    clean = add("clean", run_clean, "stop everything and delete all state, models included")
+    clean.add_argument("--yes", action="store_true", help="do not ask")
+    demo = add("demo", run_demo, "start the stack if need be, and run the whole loop once")
+    demo.add_argument("--started", type=float, help="when the person pressed return (Unix s)")
+    demo.add_argument("--installed", type=float, help="when the environments were there (Unix s)")
+    simulate = add("simulate", run_simulate, "play a month of the file as live traffic")
+    simulate.add_argument("period", help="the month, such as 2009-03")
+    return parser
+
+
+def run_secrets(options: argparse.Namespace) -> int:
+    """Generate missing secrets."""
+    generated = ensure_secrets()
+    if generated:
+        console.print(f".env: {len(generated)} secrets generated (mode 600)")
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Print what stands in the way of a start."""
+    settings = _settings()
+    found = _problems(settings, services(settings))
+    if not found:
+        console.print("nothing stands in the way of `make up`")
+    return REFUSED if found else 0
+
+
+def run_up(options: argparse.Namespace) -> int:
+    """Start what does not run, wait until it is well, print the addresses."""
+    settings = _settings()
+    wanted = services(settings)
+    with _only_one(settings):
+        if processes.supervisor_pid(settings) is None:
+            # A supervisor that was killed leaves servers behind, which would hold the ports.
+            ended = processes.end_leftovers(settings)
+            postgres.stop(settings)
+            if ended:
+                console.print(f"{ended} processes of an earlier run were still there: ended")
+        if _problems(settings, wanted):
+            return REFUSED
+        started = time.monotonic()
+        _start(settings, wanted)
+        healths = _wait(settings, wanted)
+        failed = [each for each in healths if not each.well]
+        mage_is_well = any(each.service.name == "mage" and each.well for each in healths)
+        if mage_is_well and find_spec("mlops.orchestration.mage"):
+            import_module("mlops.orchestration.mage").set_trigger_tokens(settings)
+    for each in failed:
+        _show_failure(settings, each)
+    _show_addresses(settings, wanted)
+    if failed:
+        names = ", ".join(each.service.name for each in failed)
+        console.print(
+            f"[red]not up: {names}[/] (the others run; logs in {settings.state_dir}/logs)"
+        )
+        return FAILED
+    console.print(f"[green]up[/] after {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def run_down(options: argparse.Namespace) -> int:
+    """Stop everything."""
+    settings = _settings()
+    if not settings.state_dir.exists():
+        console.print("nothing runs")
+        return 0
+    with _only_one(settings):
+        ended = processes.stop_all(settings)
+        postgres.stop(settings)
+        left = processes.leftovers(settings)
+    if ended:
+        console.print(f"{ended} processes outlived their supervisor: ended")
+    if left:
+        console.print(f"[red]still there: {', '.join(str(each.pid) for each in left)}[/]")
+        return FAILED
+    console.print("down")
+    return 0
+
+
+def run_status(options: argparse.Namespace) -> int:
+    """Print a table of all servers; exit code 1 if one is not well."""
+    settings = _settings()
+    healths = look(settings, services(settings), memory=True)
+    table = Table("service", "state", "pid", "port", "uptime", "health", "memory")
+    for column in (2, 3, 4, 6):
+        table.columns[column].justify = "right"
+    for each in healths:
+        running = each.state.pid is not None
+        table.add_row(
+            each.service.name,
+            each.state.name.lower(),
+            str(each.state.pid or ""),
+            str(each.service.port or ""),
+            _duration(each.state.uptime) if running else "",
+            f"[{'green' if each.well else 'red'}]{escape(each.complaint or 'well')}[/]",
+            f"{each.memory / 1e6:,.0f} MB" if running else "",
+        )
+    table.add_section()
+    table.add_row("", "", "", "", "", "", f"{sum(each.memory for each in healths) / 1e6:,.0f} MB")
+    console.print(table)
+    return 0 if all(each.well for each in healths) else FAILED
+
+
+def run_logs(options: argparse.Namespace) -> int:
+    """Show the ends of the logs, each under its name."""
+    settings = _settings()
+    folder = settings.state_dir / "logs"
+    found = {path.stem: path for path in sorted(folder.glob("*.log"))}
+    unknown = [name for name in options.service if name not in found]
+    if unknown or not found:
+        named = f"no log of {', '.join(unknown)}" if unknown else "no logs"
+        console.print(f"{named} in {folder}; there are: {', '.join(found) or 'none'}")
+        return REFUSED
+    paths = [str(found[name]) for name in options.service or found]
+    follow = ["-F"] if options.follow else []
+    os.execvp("tail", ["tail", "-n", str(options.lines), *follow, *paths])  # noqa: S606
+
+
+def run_clean(options: argparse.Namespace) -> int:
+    """Stop everything and delete what it has written; `.env` and downloads stay."""
+    settings = _settings()
+    payloads = settings.payloads_dir
+    doomed = [settings.state_dir, settings.reports_dir]
+    # Payloads are numbered by the registry that is deleted with the rest.
+    doomed += [path for path in payloads.glob("*") if path.name != "README.md"]
+    doomed = [path for path in doomed if path.exists() or path.is_symlink()]
+    for path in doomed:
+        if path == ROOT or path in ROOT.parents or path in (Path.home(), *Path.home().parents):
+            console.print(f"[red]{path} is not only the stack's: not deleted[/]")
+            return REFUSED
+    if doomed and not options.yes:
+        if not sys.stdin.isatty():
+            console.print("clean deletes all models, metrics and logs: say so with --yes")
+            return REFUSED
+        names = "\n  ".join(str(path) for path in doomed)
+        console.print(f"This deletes all models, metrics and logs:\n  {names}")
+        if console.input("Go on? [y/N] ").strip().lower() != "y":
+            return REFUSED
+    code = run_down(options)
+    if code:
+        return code
+    for path in doomed:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    console.print(f"deleted {len(doomed)} files and folders")
+    return 0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Bring the stack up and run the loop once; see demo.py."""
+    now = time.time()
+    started = options.started or now
+    code = run_up(options)
+    if code:
+        return code
+    stages = {"setup": (options.installed or now) - started, "up": time.time() - now}
+    return int(import_module("mlops.stack.demo").main(_settings(), started=started, stages=stages))
+
+
+def run_simulate(options: argparse.Namespace) -> int:
+    """Play one month as live traffic and deliver its labels."""
+    settings = _settings()
+    card = import_module("mlops.dataset.card").load_card(settings.card)
+    traffic = import_module("mlops.serving.traffic")
+    console.print(traffic.simulate_month(card, options.period, settings=settings))
+    return 0
+
+
+def _settings() -> Settings:
+    """Return the settings, with the secrets that may just have been generated."""
+    ensure_secrets()
+    get_settings.cache_clear()
+    return get_settings()
+
+
+def _problems(settings: Settings, wanted: list[Service]) -> list[str]:
+    """Print and return what stands in the way of a start."""
+    running = {name for name, state in processes.states(settings).items() if state.pid}
+    found = checks.problems(settings, wanted, running)
+    for line in found:
+        console.print(f"[red]{escape(line)}[/]")
+    return found
+
+
+def _start(settings: Settings, wanted: list[Service]) -> None:
+    """Start supervisor, then Postgres, then, on a migrated database, all others at once."""
+    for folder in (settings.state_dir, settings.payloads_dir, settings.reports_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in ("logs", "mage", "mlflow-artifacts"):
+        (settings.state_dir / name).mkdir(exist_ok=True, mode=0o700)
+    if processes.supervisor_pid(settings) is None:
+        postgres.initialise(settings)
+        processes.start_supervisor(settings, [_program(each) for each in wanted])
+    processes.start(settings, "postgres")
+    try:
+        postgres.wait_until_ready(settings)
+    except postgres.PostgresError:
+        console.print("\n".join(escape(line) for line in last_lines(settings, "postgres")))
+        raise
+    postgres.migrate(settings)
+    for service in wanted:
+        processes.start(settings, service.name)
+
+
+def _program(service: Service) -> processes.Program:
+    return processes.Program(
+        service.name,
+        (sys.executable, "-m", "mlops.stack.launch", service.name),
+        service.stop_signal,
+        service.stop_seconds,
+        first=service.name == "postgres",
+    )
+
+
+def _wait(settings: Settings, wanted: list[Service]) -> list[Health]:
+    """Wait until each service is well or has failed for good; return how they are then."""
+    columns = (SpinnerColumn(finished_text="[green]✓[/]"), TextColumn("{task.description}"))
+    progress = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    tasks = {each.name: progress.add_task(f"{each.name:<10}", total=1, note="") for each in wanted}
+    settled: dict[str, Health] = {}
+    pids: dict[str, set[int]] = defaultdict(set)
+    started = time.monotonic()
+    with Live(progress, console=console, refresh_per_second=8, transient=not console.is_terminal):
+        while len(settled) < len(wanted):
+            waited = time.monotonic() - started
+            for health in look(settings, [each for each in wanted if each.name not in settled]):
+                name = health.service.name
+                if health.state.pid:
+                    pids[name].add(health.state.pid)
+                hopeless = (
+                    health.state.name == "FATAL"
+                    or len(pids[name]) >= _MOST_STARTS
+                    or waited > health.service.start_seconds
+                )
+                note = health.complaint or ""
+                if health.well or hopeless:
+                    settled[name] = health
+                    if not health.well:
+                        note = f"[red]failed: {escape(note)}[/]"
+                    if not console.is_terminal:
+                        console.print(f"{name:<10} {waited:4.0f} s  {note or 'well'}")
+                    progress.stop_task(tasks[name])
+                progress.update(tasks[name], completed=int(health.well), note=note)
+            time.sleep(_POLL_S)
+    return [settled[each.name] for each in wanted]
+
+
+def _show_failure(settings: Settings, health: Health) -> None:
+    name = health.service.name
+    console.print(f"\n[red]{name}: {health.state.name.lower()}, {health.complaint}[/]")
+    for line in last_lines(settings, name):
+        console.print(f"  {escape(line)}")
+    console.print(f"  ({processes.log_path(settings, name)})\n")
+
+
+def _show_addresses(settings: Settings, wanted: list[Service]) -> None:
+    table = Table("server", "address", "login")
+    logins = {
+        "mage": f"{settings.mage_owner_email}, MLOPS_MAGE_OWNER_PASSWORD in .env",
+        "listener": "bearer token MLOPS_WEBHOOK_TOKEN in .env",
+        "postgres": "roles mlops, grafana, predict; passwords in .env",
+    }
+    for each in wanted:
+        address = each.address or (f"{settings.postgres_host}:{each.port}" if each.port else None)
+        if address:
+            table.add_row(each.name, address, logins.get(each.name, "none (this machine only)"))
+    console.print(table)
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the stack's lock, so that two `up` or `down` do not work against each other."""
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    # Root's Postgres passes through as another user; nobody else has anything to do in here.
+    settings.state_dir.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    with (settings.state_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            console.print("another `up` or `down` is at work: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

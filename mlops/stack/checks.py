@@ -1,0 +1,153 @@
+"""What would keep the stack from starting, found before anything starts; one line each.
+
+A check only looks: it makes no folder that stays, stops nobody and repairs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from mlops.settings import ROOT, Settings
+from mlops.stack.services import Service
+
+FREE_BYTES_NEEDED = 1_000_000_000
+"""Measured: a new stack after its first loop is half of this; the rest is room to work."""
+
+_PYTHONS = ((3, 10), (3, 12))
+
+
+def problems(settings: Settings, services: Iterable[Service], running: set[str]) -> list[str]:
+    """Return what stands in the way, a line each; empty if the stack may start.
+
+    `running` names the services of this very stack that run already: their ports are theirs.
+    """
+    services = list(services)
+    return [
+        *python_problems(),
+        *environment_problems(),
+        *folder_problems(settings),
+        *disk_problems(settings),
+        *port_problems(settings, services, running),
+    ]
+
+
+def python_problems() -> list[str]:
+    """Return a line if this Python is not one that the lock is made for."""
+    lowest, highest = _PYTHONS
+    if lowest <= sys.version_info[:2] <= highest:
+        return []
+    return [
+        f"Python {sys.version_info[0]}.{sys.version_info[1]} runs this, 3.10 to 3.12 is needed: "
+        "make setup PYTHON=/path/to/python3.12"
+    ]
+
+
+def environment_problems() -> list[str]:
+    """Return a line for each environment that is not there."""
+    return [
+        f"{ROOT / name} is missing: run `make setup`"
+        for name in (".venv", ".venv-services")
+        if not (ROOT / name / "bin" / "python").exists()
+    ]
+
+
+def folder_problems(settings: Settings) -> list[str]:
+    """Return a line for each folder that cannot be written."""
+    found = []
+    folders = {
+        "MLOPS_STATE_DIR": settings.state_dir,
+        "MLOPS_PAYLOADS_DIR": settings.payloads_dir,
+        "MLOPS_REPORTS_DIR": settings.reports_dir,
+        "MLOPS_CACHE_DIR": settings.cache_dir,
+    }
+    for setting, folder in folders.items():
+        existing = _existing(folder)
+        if not existing.is_dir():
+            found.append(f"{existing} is a file, but {setting} needs a folder there")
+        elif not os.access(existing, os.W_OK | os.X_OK):
+            found.append(
+                f"{existing} cannot be written by this user: change its owner or set {setting}"
+            )
+    return found
+
+
+def disk_problems(settings: Settings) -> list[str]:
+    """Return a line if the disk of the state folder has too little room for a start."""
+    free = shutil.disk_usage(_existing(settings.state_dir)).free
+    if free >= FREE_BYTES_NEEDED:
+        return []
+    return [
+        f"{free / 1e9:.1f} GB free at {settings.state_dir}, {FREE_BYTES_NEEDED / 1e9:.1f} GB "
+        "needed: free some disk, or set MLOPS_STATE_DIR to a folder on another one"
+    ]
+
+
+def port_problems(settings: Settings, services: Iterable[Service], running: set[str]) -> list[str]:
+    """Return a line for each port that another program uses, or that two services are to share."""
+    found = []
+    owners = defaultdict(list)
+    for service in services:
+        if service.port is None:
+            continue
+        owners[service.port].append(service)
+        if service.name in running:
+            continue
+        complaint = _port_complaint(service.port)
+        if complaint:
+            found.append(
+                f"port {service.port} ({service.name}) {complaint}: "
+                f"stop that program, or set {service.port_setting} to another port"
+            )
+    for port, sharing in owners.items():
+        if len(sharing) > 1:
+            found.append(
+                f"port {port} is set for {' and '.join(each.name for each in sharing)}: change "
+                f"{' or '.join(str(each.port_setting) for each in sharing)}"
+            )
+    return found
+
+
+def _port_complaint(port: int) -> str | None:
+    """Return why nothing can listen on the loopback port, or None."""
+    with socket.socket() as client:
+        client.settimeout(1.0)
+        # macOS lets one bind to loopback beside a program that listens on all addresses: so ask.
+        if client.connect_ex(("127.0.0.1", port)) == 0:
+            return f"is in use by {_program_on(port)}"
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(("127.0.0.1", port))
+        except PermissionError:
+            return "is not open to this user"
+        except OSError:
+            return f"is in use by {_program_on(port)}"
+    return None
+
+
+def _program_on(port: int) -> str:
+    """Return the program that listens on `port`, as well as this user may know it."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("inet"):
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                if connection.pid is None:
+                    break
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another program (of another user)"
+
+
+def _existing(path: Path) -> Path:
+    """Return `path`, or the nearest folder above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,189 @@
+"""What the stack consists of: each server's command, environment, secrets and sign of health.
+
+It starts nothing itself: the process manager runs `mlops.stack.launch <name>`, which looks up here
+what to become. So a service sees only the secrets that it needs, and no file but `.env` holds any.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from mlops.database import database_url
+from mlops.orchestration.server import mage_command, mage_environment
+from mlops.settings import ROOT, Settings, get_settings
+from mlops.stack import postgres
+from mlops.stack.secrets import secret_names
+
+SERVICES_PYTHON = ROOT / ".venv-services" / "bin" / "python"
+_PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """One server of the stack.
+
+    `secrets` are names in `Settings`; `environment` is computed when the service is launched, since
+    it may hold them too. `waits_for` is a file without which there is nothing to run yet.
+    """
+
+    name: str
+    command: Callable[[], list[str]]
+    port: int | None = None
+    port_setting: str | None = None
+    health: Callable[[], str | None] | None = None
+    environment: Callable[[], dict[str, str]] = dict
+    secrets: tuple[str, ...] = ()
+    user: Callable[[], str | None] = lambda: None
+    waits_for: Path | None = None
+    stop_signal: str = "TERM"
+    stop_seconds: int = 15
+    start_seconds: float = 90.0
+    address: str | None = None
+
+
+def services(settings: Settings | None = None) -> list[Service]:
+    """Return the servers of this stack, Postgres first, the others in no order."""
+    settings = settings or get_settings()
+    python = str(SERVICES_PYTHON)
+    payload = settings.payloads_dir / "current"
+    found = [
+        Service(
+            "postgres",
+            lambda: postgres.server_command(settings),
+            settings.postgres_port,
+            "MLOPS_POSTGRES_PORT",
+            lambda: None if postgres.is_ready(settings) else "does not answer",
+            user=postgres.system_user,
+            stop_signal="INT",  # fast: SIGTERM would wait for every client to leave
+            stop_seconds=30,
+        ),
+        Service(
+            "mlflow",
+            lambda: [
+                *[python, "-m", "mlflow", "server"],
+                *["--host", settings.host, "--port", str(settings.mlflow_port)],
+                *["--workers", "1"],
+            ],
+            settings.mlflow_port,
+            "MLOPS_MLFLOW_PORT",
+            lambda: _answers(f"{settings.mlflow_url}/health"),
+            lambda: {
+                # In the environment, since a command line is there for everybody to see.
+                "MLFLOW_BACKEND_STORE_URI": database_url(
+                    "mlflow", settings=settings, driver="postgresql+psycopg2"
+                ),
+                "MLFLOW_ARTIFACTS_DESTINATION": str(settings.state_dir / "mlflow-artifacts"),
+                # Eight more processes and 1.3 GB for jobs that nobody here submits.
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "DO_NOT_TRACK": "true",
+            },
+            start_seconds=180,
+            address=settings.mlflow_url,
+        ),
+        Service(
+            "mage",
+            lambda: mage_command(settings),
+            settings.mage_port,
+            "MLOPS_MAGE_PORT",
+            lambda: _answers(f"{settings.mage_url}/api/status"),
+            lambda: {
+                **mage_environment(settings),
+                "MLFLOW_TRACKING_URI": settings.mlflow_url,
+                "GIT_PYTHON_REFRESH": "quiet",
+                # Candidates are fitted side by side and must not fight for the cores.
+                "OMP_NUM_THREADS": str(settings.training_threads),
+                "OPENBLAS_NUM_THREADS": str(settings.training_threads),
+            },
+            secrets=("postgres_password", "mage_owner_password", "mage_trigger_token"),
+            start_seconds=180,
+            address=settings.mage_url,
+        ),
+        Service(
+            "predict",
+            lambda: [python, "-m", "gunicorn", "-c", str(payload / "gunicorn.conf.py")],
+            settings.predict_port,
+            "MLOPS_PREDICT_PORT",
+            lambda: _answers(f"{settings.predict_url}/health"),
+            secrets=("predict_db_password",),
+            waits_for=payload / "predict.py",
+            stop_seconds=35,  # gunicorn gives requests under way 30 s
+            address=settings.predict_url,
+        ),
+        Service(
+            "listener",
+            lambda: [
+                *[python, "-m", "gunicorn", "mlops.alerting.listener:create_app()"],
+                *["--bind", f"{settings.host}:{settings.listener_port}"],
+                *["--workers", "1", "--threads", "4", "--no-control-socket"],
+            ],
+            settings.listener_port,
+            "MLOPS_LISTENER_PORT",
+            lambda: _answers(f"{settings.listener_url}/health"),
+            secrets=(
+                *("postgres_password", "webhook_token"),
+                *("mage_trigger_token", "mage_owner_password"),
+            ),
+            address=settings.listener_url,
+        ),
+        Service(
+            "streamlit",
+            lambda: [
+                *[python, "-m", "streamlit", "run", str(ROOT / "mlops" / "app" / "Home.py")],
+                *["--server.address", settings.host],
+                *["--server.port", str(settings.streamlit_port)],
+                *["--server.headless", "true", "--browser.gatherUsageStats", "false"],
+            ],
+            settings.streamlit_port,
+            "MLOPS_STREAMLIT_PORT",
+            lambda: _answers(f"{settings.streamlit_url}/_stcore/health"),
+            secrets=("grafana_db_password",),
+            address=settings.streamlit_url,
+        ),
+    ]
+    if find_grafana() is None:
+        found.append(
+            Service(
+                "evaluator",
+                lambda: [python, "-m", "mlops.alerting.evaluator"],
+                secrets=("postgres_password", "grafana_db_password", "webhook_token"),
+            )
+        )
+    return found
+
+
+def find_grafana() -> Path | None:
+    """Return the Grafana that evaluates the alert rules; without one the evaluator does.
+
+    The stack does not run Grafana yet, so there is none, whatever lies on PATH.
+    """
+    return None
+
+
+def launch_environment(service: Service, settings: Settings | None = None) -> dict[str, str]:
+    """Return the environment that `service` runs in: this one, settings, and its own secrets."""
+    settings = settings or get_settings()
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    visible = settings.environment()
+    hidden = {f"MLOPS_{name.upper()}" for name in secret_names() if name not in service.secrets}
+    environment = {**inherited, **visible, **service.environment()}
+    for name in hidden:
+        environment.pop(name, None)
+    environment.setdefault("PYTHONUNBUFFERED", "1")
+    return environment
+
+
+def _answers(url: str) -> str | None:
+    """Return None if `url` answers 200, else what it does instead."""
+    try:
+        response = requests.get(url, timeout=_PROBE_TIMEOUT_S)
+    except requests.Timeout:
+        return f"no answer within {_PROBE_TIMEOUT_S:.0f} s"
+    except requests.RequestException:
+        return "does not answer"
+    return None if response.ok else f"answers {response.status_code}"
