@@ -40,11 +40,11 @@ class ApiError(RuntimeError):
         self.status, self.code, self.field, self.row = status, code, field, row
 
 
-class ApiUnavailable(RuntimeError):  # noqa: N818 - the word that its callers show
+class ApiUnavailable(RuntimeError):
     """Nobody answers, or what answers cannot answer now."""
 
 
-class PayloadRefused(RuntimeError):  # noqa: N818
+class PayloadRefused(RuntimeError):
     """The API could not load the version that it was waited for."""
 
 

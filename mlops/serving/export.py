@@ -1,7 +1,7 @@
 """Turn a fitted sklearn Pipeline into ONNX, and prove that both score alike; never trains.
 
-The ONNX model takes one input per feature, (rows × 1): float32 for numbers (NaN is missing), string
-for categories ("" is missing), and gives `probabilities` (rows × 2), the positive class last.
+The ONNX model takes one input per feature, rows by 1: float32 for numbers (NaN is missing), string
+for categories ("" is missing), and gives `probabilities`, rows by 2, the positive class last.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlops.dataset.card import Card
 
 OUTPUT = "probabilities"
 
-# What skl2onnx 1.20 and onnxruntime 1.20 and later both know; newer ones add nothing that is needed.
+# Known to every skl2onnx and onnxruntime in use; newer ones add nothing that is needed here.
 _OPSET = {"": 17, "ai.onnx.ml": 3}
 
 

@@ -14,7 +14,10 @@ _link = Path(__file__).absolute().parent
 _folder = _link.resolve(strict=True)
 
 sys.dont_write_bytecode = True  # a payload stays as it was rendered
-sys.path[:] = [str(_folder), *(path for path in sys.path if not (Path(path) / "model.onnx").exists())]
+sys.path[:] = [
+    str(_folder),
+    *(path for path in sys.path if not (Path(path) / "model.onnx").exists()),
+]
 os.environ["PREDICT_PAYLOAD"] = str(_link)
 
 # Shared by the master and every worker it forks: the payload that answered last, for a worker that

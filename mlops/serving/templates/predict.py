@@ -59,6 +59,7 @@ PURPOSES = ("live", "simulation", "test")
 CODE_FILES = ("predict.py", "gunicorn.conf.py")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 
 logger = logging.getLogger("predict")
@@ -95,30 +96,27 @@ class LogUnavailable(Exception):
 class Input:
     """One field of a record: what it may hold, and what it is when it is missing."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], markers: list[str]) -> None:
         self.name: str = spec["name"]
         self.is_number = spec["kind"] == "number"
         self.required: bool = spec.get("required", True)
         self.integer: bool = spec.get("integer", False)
         self.low, self.high = spec.get("min"), spec.get("max")
         self.values = frozenset(spec.get("values", ()))
-        markers = spec.get("missing", [])
-        self.missing_text = {str(marker) for marker in markers} | {""}
-        self.missing_numbers = set()
-        if self.is_number:
-            self.missing_text.discard("")
-            for marker in markers:
-                try:
-                    self.missing_numbers.add(float(marker))
-                except ValueError:
-                    continue
+        # Texts that mean missing; for a number also the numbers that they write ("-1" and -1).
+        self.missing_texts = frozenset(map(str, [*markers, *spec.get("missing", [])]))
+        self.missing_numbers = (
+            frozenset(map(float, filter(_NUMBER.fullmatch, self.missing_texts)))
+            if self.is_number
+            else frozenset()
+        )
 
     def read(self, value: Any, row: int) -> float | int | str | None:
         """Return the value as the model takes it, None if missing; raises RequestError."""
         if value is None:
             return None
         if isinstance(value, str):
-            if value in self.missing_text:
+            if value in self.missing_texts or not value and not self.is_number:
                 return None
             if not self.is_number:
                 return self._text(value, row)
@@ -191,7 +189,8 @@ class Model:
                 str(self.card["target"]["negative"]),
                 str(self.card["target"]["positive"]),
             )
-            self.inputs = [Input(spec) for spec in self.card["inputs"]]
+            markers = self.card.get("missing", [])  # in any field; a field's own stand with it
+            self.inputs = [Input(spec, markers) for spec in self.card["inputs"]]
             self.names = frozenset(each.name for each in self.inputs)
             self.code = code_digest(folder)
             options = ort.SessionOptions()
@@ -605,9 +604,7 @@ class Service:
         self.model = Model(self.link.resolve(strict=True))
         self._last_good(self.model.folder)
 
-    def start(
-        self, workers: int = 1, fallback: Path | None = None, last_good: Any = None
-    ) -> None:
+    def start(self, workers: int = 1, fallback: Path | None = None, last_good: Any = None) -> None:
         """Start logging and watching. A worker that finds a broken payload takes the `fallback`."""
         self.workers = workers
         self._last_good = last_good or self._last_good
@@ -837,9 +834,7 @@ def _read_body() -> bytes:
             elif size > DRAIN_BYTES:
                 break
     except Exception as fault:  # a broken chunk or a caller that went away
-        raise RequestError(
-            "unreadable_body", f"the body broke off: {fault}", status=400
-        ) from fault
+        raise RequestError("unreadable_body", f"the body broke off: {fault}", status=400) from fault
     if size > MAX_BODY_BYTES:
         raise RequestError(
             "body_too_large", f"the body is over {MAX_BODY_BYTES >> 20} MB: send less", status=413
