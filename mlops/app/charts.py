@@ -1,0 +1,253 @@
+"""Plotly figures of the app: probability, leaderboard, versions, months.
+
+Pure functions of data and a palette. It never reads a table, calls the API or needs Streamlit. One
+accent for what is in production or asked for, greys for the rest, one warm colour for limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import pandas as pd
+import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours that read well on one background."""
+
+    background: str
+    accent: str
+    muted: str
+    track: str
+    limit: str
+    series: tuple[str, ...]
+
+
+LIGHT = Palette(
+    background="#ffffff",
+    accent="#1f5fa8",
+    muted="#697684",
+    track="#e3e8ed",
+    limit="#b4540a",
+    series=("#6f7b88", "#4f8a8b", "#b3a27c", "#6f8f86", "#a58a94"),
+)
+DARK = Palette(
+    background="#14181d",
+    accent="#6ea8e6",
+    muted="#9aa6b2",
+    track="#2c343d",
+    limit="#e89a55",
+    series=("#97a3af", "#6fa3a4", "#b3a27c", "#86aa9f", "#b99ba6"),
+)
+
+#: Passed to `st.plotly_chart`: no tool bar over small charts.
+CONFIG = {"displayModeBar": False}
+
+
+def palette(theme: str | None) -> Palette:
+    """Return the palette of the theme "dark" or "light" (anything else)."""
+    return DARK if theme == "dark" else LIGHT
+
+
+def probability_bar(
+    probability: float,
+    threshold: float,
+    base_rate: float | None,
+    colours: Palette = LIGHT,
+) -> go.Figure:
+    """Return a bar from 0 to 100 % with the decision threshold above and the base rate below it.
+
+    All three are shares (0..1).
+    """
+    figure = go.Figure()
+    for share, colour in ((1.0, colours.track), (probability, colours.accent)):
+        figure.add_bar(
+            x=[share], y=[0], width=0.5, orientation="h", marker_color=colour, hoverinfo="skip"
+        )
+    _mark(figure, threshold, f"threshold {threshold:.1%}", colours.limit, colours, above=True)
+    if base_rate is not None:
+        _mark(figure, base_rate, f"base rate {base_rate:.1%}", colours.muted, colours, above=False)
+    figure.update_layout(
+        **_frame(height=118, margin={"l": 4, "r": 4, "t": 0, "b": 24}),
+        barmode="overlay",
+        showlegend=False,
+    )
+    figure.update_xaxes(
+        # A little more than 0 to 1, or the labels of both ends fall off.
+        range=[-0.02, 1.02],
+        tickformat=".0%",
+        tickvals=[0, 0.25, 0.5, 0.75, 1],
+        showgrid=False,
+        fixedrange=True,
+        zeroline=False,
+    )
+    figure.update_yaxes(visible=False, range=[-0.75, 0.75], fixedrange=True)
+    return figure
+
+
+def _mark(
+    figure: go.Figure, share: float, text: str, colour: str, colours: Palette, above: bool
+) -> None:
+    low, high = (-0.3, 0.42) if above else (-0.42, 0.3)
+    # A halo in the colour of the page keeps the line visible on the bar.
+    for line in ({"color": colours.background, "width": 6}, {"color": colour, "width": 2}):
+        figure.add_shape(type="line", x0=share, x1=share, y0=low, y1=high, line=line)
+    # Towards the edges the words lean inwards, so that they are never cut off.
+    anchor = "left" if share < 0.15 else "right" if share > 0.85 else "center"
+    figure.add_annotation(
+        x=share,
+        y=0.6 if above else -0.6,
+        text=text,
+        showarrow=False,
+        xanchor=anchor,
+        font={"color": colour, "size": 12},
+    )
+
+
+def leaderboard_bars(
+    board: pd.DataFrame, champion: str | None, metric: str, colours: Palette = LIGHT
+) -> go.Figure:
+    """Return `metric` of each candidate, best on top, the version in production in the accent.
+
+    `board` has one row a candidate: candidate, version, metrics. The axis starts at 0.5, a guess.
+    """
+    ranked = board.dropna(subset=[metric]).iloc[::-1]
+    champions = [champion is not None and version == champion for version in ranked["version"]]
+    figure = go.Figure(
+        go.Bar(
+            x=ranked[metric] - 0.5,
+            base=0.5,
+            y=ranked["candidate"],
+            orientation="h",
+            marker_color=[colours.accent if is_it else colours.series[0] for is_it in champions],
+            text=[f"{score:.3f}" for score in ranked[metric]],
+            textposition="outside",
+            cliponaxis=False,
+            customdata=ranked[metric],
+            hovertemplate="%{y}: %{customdata:.4f}<extra></extra>",
+        )
+    )
+    figure.update_layout(**_frame(height=44 * max(len(ranked), 2) + 50), showlegend=False)
+    scores = ranked[metric]
+    low = min(0.5, float(scores.min()) - 0.01) if len(scores) else 0.5
+    high = max(0.55, float(scores.max())) if len(scores) else 1.0
+    figure.update_xaxes(
+        range=[low, min(1.0, high) + 0.12 * (high - low)],
+        tickformat=".2f",
+        nticks=5,
+        fixedrange=True,
+        title={"text": "ROC AUC on validation (0.5 is a guess)", "font": {"size": 12}},
+    )
+    figure.update_yaxes(fixedrange=True, automargin=True)
+    return figure
+
+
+def version_timeline(
+    deployments: pd.DataFrame, now: datetime, colours: Palette = LIGHT
+) -> go.Figure:
+    """Return one bar per stay in production, from `deployed_at` to `retired_at` or `now`."""
+    figure = go.Figure()
+    for stay in deployments.to_dict("records"):
+        current = pd.isna(stay["retired_at"])
+        end = pd.Timestamp(now) if current else pd.Timestamp(stay["retired_at"])
+        start = pd.Timestamp(stay["deployed_at"])
+        until = "now" if current else f"{end:%Y-%m-%d %H:%M}"
+        figure.add_bar(
+            x=[(end - start).total_seconds() * 1000],
+            base=[start],
+            y=[f"Version {stay['model_version']}"],
+            orientation="h",
+            width=0.55,
+            marker_color=colours.accent if current else colours.series[0],
+            text=str(stay["candidate"] or ""),
+            textposition="auto",
+            insidetextanchor="middle",
+            constraintext="none",
+            textangle=0,
+            textfont={"size": 12},
+            insidetextfont={"color": colours.background},
+            hovertemplate=(
+                f"Version {stay['model_version']} ({stay['candidate']})<br>"
+                f"{start:%Y-%m-%d %H:%M} to {until}<br>{stay['cause']}<extra></extra>"
+            ),
+        )
+    rows = deployments["model_version"].nunique()
+    figure.update_layout(
+        **_frame(height=38 * max(rows, 1) + 56), barmode="overlay", showlegend=False
+    )
+    figure.update_xaxes(type="date", fixedrange=True)
+    figure.update_yaxes(fixedrange=True, automargin=True, categoryorder="trace")
+    return figure
+
+
+def months_chart(
+    months: pd.DataFrame,
+    column: str,
+    champion: str | None,
+    colours: Palette = LIGHT,
+    limit: float | None = None,
+    minimum_rows: int = 0,
+    unit: Literal["score", "share"] = "score",
+) -> go.Figure:
+    """Return `column` by month, one line a version, the one in production in the accent.
+
+    Months with fewer than `minimum_rows` rows, on which no alert is raised, are drawn hollow; a
+    `limit` is a dashed line.
+    """
+    figure = go.Figure()
+    known = months.dropna(subset=[column])
+    versions: Sequence[str] = list(dict.fromkeys(known["model_version"]))
+    greys = iter(colours.series * (len(versions) // len(colours.series) + 1))
+    for version in versions:
+        of_version = known[known["model_version"] == version].sort_values("period")
+        colour = colours.accent if version == champion else next(greys)
+        small = of_version["row_count"] < minimum_rows
+        figure.add_scatter(
+            x=of_version["period"],
+            y=of_version[column],
+            mode="lines+markers",
+            name=f"version {version}",
+            line={"color": colour, "width": 2.5 if version == champion else 1.5},
+            marker={
+                "size": 7,
+                "color": colour,
+                "symbol": ["circle-open" if few else "circle" for few in small],
+            },
+            customdata=of_version["row_count"],
+            hovertemplate=(
+                f"version {version}, %{{x|%Y-%m}}: %{{y:{_format(unit)}}}"
+                "<br>%{customdata:,} rows<extra></extra>"
+            ),
+        )
+    if limit is not None:
+        figure.add_hline(y=limit, line={"color": colours.limit, "width": 1.5, "dash": "dash"})
+    figure.update_layout(
+        **_frame(height=230, margin={"l": 8, "r": 8, "t": 0, "b": 30}),
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    )
+    periods = known["period"].nunique()
+    figure.update_xaxes(
+        tickformat="%b %Y", fixedrange=True, showgrid=False, nticks=min(max(periods, 1), 6)
+    )
+    top = max([*known[column].tolist(), limit or 0.0, 0.01]) * 1.15
+    floor = 0.0
+    if column == "roc_auc":
+        # A guess is 0.5; what lies below it is worth seeing too.
+        floor, top = min(0.5, float(known[column].min()) - 0.02) if len(known) else 0.5, 1.0
+    figure.update_yaxes(range=[floor, top], tickformat=_format(unit, axis=True), fixedrange=True)
+    return figure
+
+
+def _format(unit: Literal["score", "share"], axis: bool = False) -> str:
+    if unit == "share":
+        return ".0%" if axis else ".1%"
+    return ".2f" if axis else ".3f"
+
+
+def _frame(height: int, margin: dict[str, int] | None = None) -> dict[str, object]:
+    return {"height": height, "margin": margin or {"l": 8, "r": 16, "t": 24, "b": 36}}
