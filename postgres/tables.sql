@@ -153,3 +153,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA data, serving, grafana, ops TO grafana;
 ALTER DEFAULT PRIVILEGES IN SCHEMA data, serving, grafana, ops GRANT SELECT ON TABLES TO grafana;
 GRANT USAGE ON SCHEMA serving TO predict;
 GRANT INSERT ON serving.predictions TO predict;
+
+-- What chance alone reaches in a month of that many rows (mlops/monitoring/drift.py): a drift that
+-- does not pass it is no finding, and the alert rule does not count it.
+ALTER TABLE grafana.evidently_metrics
+    ADD COLUMN IF NOT EXISTS prediction_drift_noise double precision;

@@ -1,0 +1,262 @@
+"""Measure every month that a version has answered: drift, and performance where labels are known.
+
+Reads the logged predictions and the version's reference, writes `grafana.evidently_metrics` and one
+HTML report a month. It raises no alarm: that is the alert rule's part, which reads what is written
+here. Running it again measures again and replaces, so it may be interrupted and repeated.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from psycopg2 import sql
+from psycopg2.extensions import connection as Connection
+
+from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.timeline import month_start, period_of
+from mlops.monitoring.drift import SCORE, Drift, measure_drift, missing_share
+from mlops.settings import Settings, get_settings
+from mlops.training.metrics import accuracy, best_f1_threshold, brier, roc_auc
+
+MEASURED_PURPOSES = ("live", "simulation")
+"""Whose traffic counts; the test pipeline's own requests say nothing about the world."""
+
+SMALLEST_MONTH = 20
+"""Rows below which a distribution is not compared at all: only the row count is stored."""
+
+
+class NothingToMonitorError(RuntimeError):
+    """No version is in production, or its reference cannot be had."""
+
+
+@dataclass(frozen=True)
+class MonthMetrics:
+    """One row of `grafana.evidently_metrics`; None where there was too little to measure."""
+
+    model_version: str
+    period: str
+    row_count: int
+    prediction_drift: float | None = None
+    prediction_drift_noise: float | None = None
+    num_drifted_columns: int | None = None
+    share_drifted_columns: float | None = None
+    share_missing_values: float | None = None
+    accuracy: float | None = None
+    roc_auc: float | None = None
+    brier: float | None = None
+    positive_rate: float | None = None
+
+
+def monitor(
+    connection: Connection,
+    card: Card,
+    version: str | None = None,
+    progress: Callable[[str], None] = print,
+    settings: Settings | None = None,
+) -> list[MonthMetrics]:
+    """Measure and store all months answered by `version` (default: the champion), oldest first.
+
+    Each month is stored in the caller's transaction, its report under
+    `reports/<version>/<period>.html`. Raises NothingToMonitorError if no version is in production
+    or the version has no reference.
+    """
+    settings = settings or get_settings()
+    version = version or _production_version(connection, card)
+    periods = answered_periods(connection, version)
+    if not periods:
+        progress(f"version {version} has answered no live or simulated request yet")
+        return []
+    reference = load_reference(card, version, settings)
+    measured = []
+    for period in periods:
+        current = load_current(connection, card, version, period)
+        metrics, drift = measure_month(reference, current, card, version, period, settings)
+        store_metrics(connection, metrics)
+        if drift and drift.html_report:
+            path = settings.reports_dir / version / f"{period}.html"
+            _write_atomically(path, drift.html_report)
+        progress(_sentence(metrics, settings))
+        measured.append(metrics)
+    return measured
+
+
+def measure_month(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    card: Card,
+    version: str,
+    period: str,
+    settings: Settings,
+) -> tuple[MonthMetrics, Drift | None]:
+    """Return the metrics of one month, and its drift unless the month is smaller than 20 rows.
+
+    `current` is what `load_current` returns.
+    """
+    # The threshold that the version was deployed with: the best F1 on these very rows.
+    threshold = best_f1_threshold(reference[TARGET], reference[SCORE])
+    performance = measure_performance(current, threshold)
+    if len(current) < SMALLEST_MONTH:
+        metrics = MonthMetrics(
+            version,
+            period,
+            len(current),
+            share_missing_values=missing_share(current, card),
+            **performance,
+        )
+        return metrics, None
+    drift = measure_drift(reference, current, card, with_report=True, settings=settings)
+    metrics = MonthMetrics(
+        version,
+        period,
+        len(current),
+        prediction_drift=drift.prediction_drift,
+        prediction_drift_noise=drift.prediction_drift_noise,
+        num_drifted_columns=drift.num_drifted_columns,
+        share_drifted_columns=drift.share_drifted_columns,
+        share_missing_values=drift.share_missing_values,
+        **performance,
+    )
+    return metrics, drift
+
+
+def measure_performance(current: pd.DataFrame, threshold: float) -> dict[str, Any]:
+    """Return accuracy (at `threshold`), ROC AUC, Brier and positive rate of the labelled rows.
+
+    All None without a label; the ROC AUC also where all labels are of one class.
+    """
+    labelled = current[current[TARGET].notna()]
+    if labelled.empty:
+        return dict.fromkeys(("accuracy", "roc_auc", "brier", "positive_rate"))
+    target, score = labelled[TARGET].astype(int), labelled[SCORE]
+    both_classes = target.nunique() == 2
+    return {
+        "accuracy": accuracy(target, score, threshold),
+        "roc_auc": roc_auc(target, score) if both_classes else None,
+        "brier": brier(target, score),
+        "positive_rate": float(target.mean()),
+    }
+
+
+def answered_periods(connection: Connection, version: str) -> list[str]:
+    """Return the months, oldest first, of which `version` answered live or simulated requests."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT period FROM serving.predictions"
+            " WHERE model_version = %s AND purpose IN %s ORDER BY period",
+            (version, MEASURED_PURPOSES),
+        )
+        rows: list[tuple[date]] = cursor.fetchall()
+    return [period_of(day) for (day,) in rows]
+
+
+def load_current(connection: Connection, card: Card, version: str, period: str) -> pd.DataFrame:
+    """Return what `version` was asked in `period`: features, `score`, `target`, `period`.
+
+    Missing is NaN in numbers and "" in categories; `target` is NaN where no label has come yet.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT features, probability, label FROM serving.predictions"
+            " WHERE model_version = %s AND period = %s AND purpose IN %s"
+            " ORDER BY made_at, request_id, row",
+            (version, month_start(period), MEASURED_PURPOSES),
+        )
+        rows = cursor.fetchall()
+    frame = pd.DataFrame([row[0] for row in rows]).reindex(columns=card.feature_names)
+    frame[card.numbers] = frame[card.numbers].apply(pd.to_numeric, errors="coerce")
+    frame[card.categories] = frame[card.categories].astype(object).fillna("")
+    frame[SCORE] = [row[1] for row in rows]
+    frame[TARGET] = pd.Series([row[2] for row in rows], dtype="float64")
+    frame[PERIOD] = period
+    return frame
+
+
+def load_reference(card: Card, version: str, settings: Settings | None = None) -> pd.DataFrame:
+    """Return the validation rows that `version` was judged on, with its scores, from MLflow.
+
+    Raises NothingToMonitorError, naming version and run, if the version or its reference is gone.
+    """
+    settings = settings or get_settings()
+    # Heavy, and of no use to who measures a frame only.
+    from mlflow.exceptions import MlflowException
+
+    from mlops.training import tracking
+    from mlops.training.errors import TrainingError
+
+    try:
+        run_id = tracking.client(settings).get_model_version(card.name, version).run_id
+        if not run_id:
+            raise NothingToMonitorError(f"version {version} of {card.name} names no MLflow run")
+        return tracking.load_reference(run_id, settings)
+    except (MlflowException, TrainingError) as error:
+        raise NothingToMonitorError(
+            f"version {version} of {card.name} has no reference at {settings.mlflow_url}: {error}. "
+            "Train and deploy again to have one."
+        ) from error
+
+
+def store_metrics(connection: Connection, metrics: MonthMetrics) -> None:
+    """Write one month's row, replacing what was measured before; the caller commits."""
+    values = {**asdict(metrics), "period": month_start(metrics.period)}
+    names = list(values)
+    statement = sql.SQL(
+        "INSERT INTO grafana.evidently_metrics ({columns}, update_time)"
+        " VALUES ({values}, clock_timestamp())"
+        " ON CONFLICT (model_version, period) DO UPDATE"
+        " SET ({columns}, update_time) = ({excluded}, excluded.update_time)"
+    ).format(
+        columns=sql.SQL(", ").join(map(sql.Identifier, names)),
+        values=sql.SQL(", ").join(map(sql.Placeholder, names)),
+        excluded=sql.SQL(", ").join(sql.Identifier("excluded", name) for name in names),
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+
+
+def _production_version(connection: Connection, card: Card) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT model_version FROM ops.deployments WHERE card = %s AND retired_at IS NULL",
+            (card.name,),
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise NothingToMonitorError(
+            f"no version of {card.name} is in production: run the pipelines train and deploy first"
+        )
+    return str(row[0])
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`; whoever reads it meanwhile sees the old page or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sentence(metrics: MonthMetrics, settings: Settings) -> str:
+    text = f"{metrics.period}, version {metrics.model_version}: {metrics.row_count:,} rows"
+    if metrics.prediction_drift is None or metrics.prediction_drift_noise is None:
+        return f"{text}, too few to compare (at least {SMALLEST_MONTH})"
+    text += f", prediction drift {metrics.prediction_drift:.3f}"
+    if metrics.prediction_drift > settings.prediction_drift_threshold:
+        if metrics.row_count < settings.drift_min_rows:
+            text += f" (not alarmed on: fewer than {settings.drift_min_rows} rows)"
+        elif metrics.prediction_drift <= metrics.prediction_drift_noise:
+            text += f" (within chance, {metrics.prediction_drift_noise:.3f} at this size)"
+        else:
+            text += f" (above {settings.prediction_drift_threshold:g})"
+    text += f", {metrics.num_drifted_columns} drifted columns"
+    if metrics.roc_auc is not None:
+        text += f", ROC AUC {metrics.roc_auc:.3f}"
+    return text
