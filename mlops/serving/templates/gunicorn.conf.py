@@ -1,8 +1,8 @@
 """How gunicorn runs the predict API: `gunicorn -c payloads/current/gunicorn.conf.py`.
 
-The code comes from the payload that `current` names when gunicorn starts or is reloaded (SIGHUP), the
-model from the one that it names at any moment: a worker that is replaced in between imports code that
-is known to run, even while `current` points at a broken payload.
+The code comes from the payload that `current` names when gunicorn starts or is reloaded (SIGHUP),
+the model from the one that it names at any moment: a worker that is replaced in between imports
+code that is known to run, even while `current` points at a broken payload.
 """
 
 import mmap
@@ -14,10 +14,8 @@ _link = Path(__file__).absolute().parent
 _folder = _link.resolve(strict=True)
 
 sys.dont_write_bytecode = True  # a payload stays as it was rendered
-sys.path[:] = [
-    str(_folder),
-    *(path for path in sys.path if not (Path(path) / "model.onnx").exists()),
-]
+_others = [path for path in sys.path if not (Path(path) / "model.onnx").exists()]
+sys.path[:] = [str(_folder), *_others]  # after a reload the payload before this one is gone
 os.environ["PREDICT_PAYLOAD"] = str(_link)
 
 # Shared by the master and every worker it forks: the payload that answered last, for a worker that

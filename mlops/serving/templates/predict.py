@@ -1,12 +1,13 @@
 """The predict API: answers questions to one ONNX model, and logs each answer before it is sent.
 
-Self-contained: it is copied into every payload, runs from there under gunicorn (gunicorn.conf.py) on
-flask, numpy, onnxruntime, orjson and psycopg2 alone, and knows the model only through `model.json`
-and `model.onnx` beside it. It never unpickles, never trains, and never writes into its payload.
+Self-contained: it is copied into every payload, runs from there under gunicorn (gunicorn.conf.py)
+on flask, numpy, onnxruntime, orjson and psycopg2 alone, and knows the model only through
+`model.json` and `model.onnx` beside it. It never unpickles, never trains, and never writes into its
+payload.
 
-- A `Model` is loaded and tried before it answers anybody; the `Watcher` swaps one reference.
-- A `PredictionLog` appends every answer to a spool on disk before it is sent, and ships the spool to
-  Postgres. What cannot be logged is refused with 503: no answer is given that the monitor misses.
+- A `Model` is loaded and tried before it answers anybody; `Service` swaps one reference.
+- A `PredictionLog` appends every answer to a spool on disk before it is sent, and ships the spool
+  to Postgres. What cannot be logged is refused with 503: the monitor misses no answer.
 - Every fault of a caller is a 4xx whose JSON names the field and the row.
 
 Environment: MLOPS_PREDICT_DB_PASSWORD with MLOPS_POSTGRES_HOST and MLOPS_POSTGRES_PORT, or
@@ -116,7 +117,7 @@ class Input:
         if value is None:
             return None
         if isinstance(value, str):
-            if value in self.missing_texts or not value and not self.is_number:
+            if value in self.missing_texts or (not value and not self.is_number):
                 return None
             if not self.is_number:
                 return self._text(value, row)
@@ -554,7 +555,7 @@ def open_log(environment: dict[str, str]) -> PredictionLog | None:
     password = environment.get("MLOPS_PREDICT_DB_PASSWORD")
     if not dsn and not password:
         logger.warning(
-            "predictions are NOT logged: neither PREDICT_LOG_DSN nor MLOPS_PREDICT_DB_PASSWORD is set"
+            "predictions are NOT logged: no PREDICT_LOG_DSN, no MLOPS_PREDICT_DB_PASSWORD"
         )
         return None
     state = environment.get("MLOPS_STATE_DIR")
@@ -630,7 +631,7 @@ class Service:
         """Return what tells one payload from another, a replaced one of the same name included."""
         try:
             stat = (self.link / "model.json").stat()
-            target = os.readlink(self.link) if self.link.is_symlink() else str(self.link)
+            target = str(self.link.readlink() if self.link.is_symlink() else self.link)
         except OSError:
             return None
         return (target, stat.st_ino, stat.st_mtime_ns)
@@ -679,7 +680,7 @@ class Service:
             os.kill(os.getppid(), signal.SIGHUP)
 
     def _failed(self, fault: Exception) -> None:
-        name = Path(os.readlink(self.link)).name if self.link.is_symlink() else self.link.name
+        name = (self.link.readlink() if self.link.is_symlink() else self.link).name
         error = f"{name}: {fault}"
         if error != self.load_error:
             logger.error("payload %s cannot be loaded, the old one goes on", error)
@@ -911,7 +912,7 @@ app = create_app(service)
 
 
 def check() -> str:
-    """Prove that this payload runs, over its own API; returns its version, raises if it does not."""
+    """Prove over its own API that this payload runs; return its version, raise if it does not."""
     here = Path(__file__).resolve().parent
     runpy.run_path(str(here / "gunicorn.conf.py"))
     trial = Service(here, {})
