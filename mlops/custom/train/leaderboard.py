@@ -1,0 +1,17 @@
+"""Rank the candidates by ROC AUC out of time and register each; fails only if all have failed."""
+
+from mlops.database import connect
+from mlops.training.trainings import finish_training, leaderboard_text
+
+if "custom" not in globals():
+    from mage_ai.data_preparation.decorators import custom
+
+
+@custom
+def leaderboard(fitted, *_upstream, **_variables):
+    training_id = fitted[0]["training_id"]
+    with connect() as connection:
+        ranked = finish_training(connection, training_id)
+    print(f"training {training_id}\n{leaderboard_text(ranked)}")
+    best = ranked[0]
+    return {"training_id": training_id, "best": best["candidate"], "version": best["version"]}
