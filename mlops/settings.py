@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     data: str | None = Field(None, description="Local zip or CSV, or an address of one.")
     candidates: Path = Field(ROOT / "mlops" / "training" / "candidates.yaml")
     seed: int = 42
+    training_threads: int = Field(
+        1, ge=1, description="Of one candidate; the candidates run beside one another."
+    )
 
     # Where state lies
     state_dir: Path = Field(ROOT / ".stack", description="All state of the embedded stack.")

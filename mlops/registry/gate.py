@@ -1,0 +1,149 @@
+"""Whether a challenger may go to production; measures and decides, never changes the registry."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from psycopg2.extensions import connection as Connection
+
+from mlops.dataset.card import TARGET, Card
+from mlops.registry.models import get_version, load_pipeline
+from mlops.settings import Settings, get_settings
+from mlops.training import tracking
+from mlops.training.fit import score_window
+from mlops.training.metrics import brier, roc_auc
+from mlops.training.records import find_training
+
+
+@dataclass(frozen=True)
+class GateDecision:
+    """What the gate says, why in one sentence, and the numbers that it rests on."""
+
+    promote: bool
+    reason: str
+    numbers: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON has it, for `ops.deployments.gate`."""
+        return asdict(self)
+
+
+def decide(
+    challenger_scores: ArrayLike,
+    champion_scores: ArrayLike | None,
+    target: ArrayLike,
+    base_rate: float,
+    margin: float = 0.0,
+) -> GateDecision:
+    """Return whether the challenger goes to production, by its scores on one labelled window.
+
+    It must beat the constant guess (ROC AUC above 0.5, Brier below that of answering `base_rate`,
+    the positive rate of its fitting part, to everybody) and, if there is a champion, have a ROC AUC
+    above the champion's by more than `margin`. `target` is 0 and 1, scores and `base_rate` are
+    probabilities, all arrays have length n.
+
+    A window with one answer only has no ROC AUC: nothing is promoted on it. Raises ValueError for
+    scores that are no probabilities, or not one a row.
+    """
+    target = np.asarray(target)
+    guess_brier = brier(target, np.full(len(target), base_rate))
+    numbers: dict[str, Any] = {
+        "rows": len(target),
+        "positive_rate": float(target.mean()),
+        "base_rate": float(base_rate),
+        "constant_brier": guess_brier,
+        "margin": float(margin),
+        "challenger_roc_auc": None,
+        "challenger_brier": brier(target, challenger_scores),
+        "champion_roc_auc": None,
+        "champion_brier": None if champion_scores is None else brier(target, champion_scores),
+    }
+    if target.min() == target.max():
+        return GateDecision(
+            False, f"all {len(target)} labels of the window are {target[0]}: no comparison", numbers
+        )
+    challenger = numbers["challenger_roc_auc"] = roc_auc(target, challenger_scores)
+    if challenger <= 0.5:
+        reason = f"the challenger's ROC AUC {challenger:.4f} is no better than a guess (0.5)"
+        return GateDecision(False, reason, numbers)
+    if numbers["challenger_brier"] >= guess_brier:
+        reason = (
+            f"the challenger's Brier score {numbers['challenger_brier']:.4f} is no better than "
+            f"answering {base_rate:.1%} to everybody ({guess_brier:.4f})"
+        )
+        return GateDecision(False, reason, numbers)
+    if champion_scores is None:
+        return GateDecision(
+            True, f"ROC AUC {challenger:.4f}, and no champion to compare with", numbers
+        )
+    champion = numbers["champion_roc_auc"] = roc_auc(target, champion_scores)
+    more = f" by more than {margin:g}" if margin else ""
+    if challenger - champion > margin:
+        reason = f"ROC AUC {challenger:.4f} is above the champion's {champion:.4f}{more}"
+        return GateDecision(True, reason, numbers)
+    reason = f"ROC AUC {challenger:.4f} is not above the champion's {champion:.4f}{more}"
+    return GateDecision(False, reason, numbers)
+
+
+def evaluate_gate(
+    connection: Connection,
+    card: Card,
+    challenger_version: str,
+    champion_version: str | None,
+    settings: Settings | None = None,
+) -> GateDecision:
+    """Return the decision on the challenger's validation rows, the latest labelled months.
+
+    The rows are those that its run kept, so that they cannot have changed since. If the champion
+    was fitted or chosen on some of these months, which flatters it, the reason says so
+    (`numbers["champion_saw_window"]`).
+
+    A challenger that is in production already keeps its place: a deployment that was interrupted
+    may run again.
+
+    Raises RegistryError or TrainingError if a version, its model or its rows are gone.
+    """
+    settings = settings or get_settings()
+    challenger = get_version(card, challenger_version, settings)
+    run_id = str(challenger.run_id)
+    run = tracking.client(settings).get_run(run_id)
+    rows = tracking.load_reference(run_id, settings)
+    champion_scores = None
+    if champion_version is not None and champion_version != challenger_version:
+        champion = load_pipeline(card, champion_version, settings)
+        champion_scores = score_window(champion, card, rows)
+    decision = decide(
+        rows["score"],
+        champion_scores,
+        rows[TARGET],
+        run.data.metrics["fitting_positive_rate"],
+        settings.gate_margin,
+    )
+    numbers = {
+        **decision.numbers,
+        "challenger": challenger_version,
+        "champion": champion_version,
+        "window_start": str(rows["period"].min()),
+        "window_end": str(rows["period"].max()),
+    }
+    if champion_version == challenger_version:
+        return GateDecision(True, f"version {challenger_version} is in production already", numbers)
+    reason = decision.reason
+    if champion_version is not None:
+        until = _trained_until(connection, card, champion_version, settings)
+        numbers["champion_saw_window"] = until is not None and until >= numbers["window_start"]
+        if numbers["champion_saw_window"]:
+            reason += f"; the champion was trained on months up to {until}, which flatters it"
+    return GateDecision(decision.promote, reason, numbers)
+
+
+def _trained_until(
+    connection: Connection, card: Card, version: str, settings: Settings
+) -> str | None:
+    """Return the last period of a version's training window, None if its record is gone."""
+    training_id = get_version(card, version, settings).tags.get(tracking.TRAINING_TAG)
+    training = find_training(connection, training_id) if training_id else None
+    return None if training is None else training.window_end

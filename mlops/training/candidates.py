@@ -1,0 +1,147 @@
+"""What a training tries: classifiers and their parameters, read from YAML; never fits anything.
+
+A file of candidates names classes, and naming one means importing it: only classes of the packages
+in `ALLOWED_PACKAGES` are accepted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+ALLOWED_PACKAGES = ("sklearn", "xgboost", "lightgbm")
+"""Packages that a candidate's class may come from, and a stored model may be rebuilt from."""
+
+
+class CandidatesError(ValueError):
+    """The file of candidates says something that cannot be used."""
+
+
+class Candidate(BaseModel):
+    """One entry of the file: a classifier, how it is made, and what it is fitted on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$")
+    class_path: str = Field(alias="class", description="Module and class, by dots.")
+    params: dict[str, Any] = Field({}, description="Arguments of the constructor.")
+    scale: bool = Field(False, description="Whether numbers are standardised first.")
+    max_rows: int | None = Field(None, ge=100, description="Fit on a sample of so many rows.")
+
+    @field_validator("class_path")
+    @classmethod
+    def _of_an_allowed_package(cls, path: str) -> str:
+        package, _, rest = path.partition(".")
+        if package not in ALLOWED_PACKAGES or not rest:
+            raise ValueError(
+                f"found {path!r}, expected a class of {', '.join(ALLOWED_PACKAGES)}, as in "
+                "sklearn.linear_model.LogisticRegression"
+            )
+        return path
+
+
+def load_candidates(path: Path) -> dict[str, Candidate]:
+    """Return the candidates of a file by name, in its order.
+
+    Raises CandidatesError, which names the file and every entry and key that is wrong. Classes are
+    not imported: `make_classifier` does that.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506
+    except (OSError, UnicodeDecodeError) as error:
+        raise CandidatesError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise CandidatesError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise CandidatesError(f"{path}: found no candidate, expected one entry for each")
+    candidates, mistakes = {}, []
+    for name, entry in content.items():
+        if not isinstance(entry, dict):
+            mistakes.append(
+                f"{name}: found {entry!r}, expected keys: class, params, scale, max_rows"
+            )
+            continue
+        try:
+            candidates[str(name)] = Candidate.model_validate({**entry, "name": str(name)})
+        except ValidationError as error:
+            for problem in error.errors():
+                key = ".".join(str(step) for step in problem["loc"])
+                mistakes.append(f"{name}.{key}: {problem['msg'].removeprefix('Value error, ')}")
+    if mistakes:
+        raise CandidatesError("\n  ".join([f"{path} cannot be used:", *mistakes]))
+    return candidates
+
+
+def get_candidate(name: str, path: Path) -> Candidate:
+    """Return the candidate `name` of a file. Raises CandidatesError, naming those there are."""
+    candidates = load_candidates(path)
+    if name not in candidates:
+        raise CandidatesError(f"{path}: no candidate {name!r}: {_known(name, list(candidates))}")
+    return candidates[name]
+
+
+def make_classifier(candidate: Candidate, seed: int, threads: int = 1) -> BaseEstimator:
+    """Return the unfitted classifier of a candidate.
+
+    `seed` and `threads` become `random_state` and `n_jobs` where the class knows these and the
+    entry does not set them. Raises CandidatesError if the class does not exist, is no classifier or
+    does not know a parameter; a value that is wrong is found when it is fitted.
+    """
+    classifier_class = _import_class(candidate)
+    known = classifier_class().get_params()
+    for name in candidate.params:
+        # XGBoost would take any name, and only warn in the middle of the fit.
+        if name not in known:
+            raise CandidatesError(
+                f"{candidate.name}.params: {candidate.class_path} has no parameter {name!r}: "
+                f"{_known(name, list(known))}"
+            )
+    values = {"random_state": seed, "n_jobs": threads, **candidate.params}
+    return classifier_class(**{name: value for name, value in values.items() if name in known})
+
+
+def _import_class(candidate: Candidate) -> type[BaseEstimator]:
+    where = f"{candidate.name}.class"
+    module_name, _, class_name = candidate.class_path.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        package = module_name.partition(".")[0]
+        raise CandidatesError(
+            f"{where}: {module_name} cannot be imported ({error}): if {package} is not installed, "
+            "add it to the group `orchestrator` of pyproject.toml and run `make setup`"
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [name for name in dir(module) if name[:1].isupper()]
+        raise CandidatesError(
+            f"{where}: {module_name} has no class {class_name!r}: {_known(class_name, classes)}"
+        )
+    if not (isinstance(found, type) and issubclass(found, ClassifierMixin)):
+        raise CandidatesError(f"{where}: {candidate.class_path} is no classifier")
+    return found
+
+
+def _known(name: str, names: list[str]) -> str:
+    """Return a hint: the names that look like `name`, else all."""
+    close = difflib.get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML takes the last of two equal keys in silence: a candidate would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"found {key!r} twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep=deep)

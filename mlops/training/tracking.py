@@ -1,0 +1,261 @@
+"""What a training keeps in MLflow, and how it is read back: by run id, never by "the latest".
+
+Everything goes through a client and names its run: MLflow's global active run would be shared by
+whatever else a process does. Models are stored with skops and not as pickles: loading one builds
+objects of an allowed list of types, and runs no code that came with the file.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import mlflow.data
+import mlflow.sklearn
+import pandas as pd
+import skops.io
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, infer_signature
+from mlflow.tracking import MlflowClient
+from sklearn.pipeline import Pipeline
+
+from mlops.dataset.card import TARGET, Card
+from mlops.settings import ROOT, Settings
+from mlops.training.candidates import ALLOWED_PACKAGES, Candidate
+from mlops.training.errors import TrainingError
+from mlops.training.records import Training
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model"
+REFERENCE = "reference/reference.parquet"
+TRAINING_TAG, CANDIDATE_TAG, FAILURE_TAG = "training_id", "candidate", "failure"
+TAG_LENGTH = 5000
+"""MLflow's limit of a tag."""
+
+_EXAMPLE_ROWS = 5
+_SOURCE_COMMIT = "mlflow.source.git.commit"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a run holds. `reference` is validation: rows by features, target, period, score."""
+
+    card: Card
+    candidate: Candidate
+    pipeline: Pipeline
+    reference: pd.DataFrame
+    metrics: dict[str, float]
+    params: dict[str, Any]
+    digest: str
+
+
+def client(settings: Settings) -> MlflowClient:
+    """Return a client of the stack's tracking server and registry."""
+    return MlflowClient(tracking_uri=settings.mlflow_url, registry_uri=settings.mlflow_url)
+
+
+def experiment(mlflow_client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment `name`, made (or brought back from the bin) if need be."""
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(mlflow_client.create_experiment(name))
+        except MlflowException:
+            # Another candidate's process was quicker.
+            found = mlflow_client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        mlflow_client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def runs(
+    mlflow_client: MlflowClient, experiment_id: str, training_id: str, candidate: str | None = None
+) -> list[Run]:
+    """Return the runs of a training (of one candidate, if given), the earliest first."""
+    wanted = {TRAINING_TAG: training_id}
+    if candidate is not None:
+        wanted[CANDIDATE_TAG] = candidate
+    for value in wanted.values():
+        if "'" in value:  # the filter language has no way to write one
+            raise TrainingError(f"found {value!r}, expected an id or a name without quotes")
+    found, token = [], None
+    while True:
+        page = mlflow_client.search_runs(
+            [experiment_id],
+            " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items()),
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def tags(training: Training, candidate: str) -> dict[str, str]:
+    """Return the tags of a new run: what it belongs to, and the code's commit where it has one."""
+    commit = git_commit(ROOT)
+    return {
+        TRAINING_TAG: training.id,
+        CANDIDATE_TAG: candidate,
+        "cause": training.cause,
+        "window_start": training.window_start,
+        "window_end": training.window_end,
+        "mlflow.source.name": "mlops.training",
+        **({_SOURCE_COMMIT: commit} if commit else {}),
+    }
+
+
+def git_commit(folder: Path) -> str | None:
+    """Return the commit that is checked out in `folder`; None if it is no git repository itself.
+
+    A folder inside of another project's repository has no commit of its own.
+    """
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    top, _, commit = done.stdout.strip().rpartition("\n")
+    return commit if top and Path(top).resolve() == folder.resolve() else None
+
+
+def log(run_id: str, logged: Logged, settings: Settings) -> None:
+    """Write parameters, metrics, data set, reference and model of a run."""
+    mlflow_client = client(settings)
+    now = int(time.time() * 1000)
+    mlflow_client.log_batch(
+        run_id,
+        metrics=[Metric(key, float(value), now, 0) for key, value in logged.metrics.items()],
+        params=[Param(key, str(value)) for key, value in logged.params.items()],
+        tags=[RunTag("data_digest", logged.digest)],
+    )
+    with tempfile.TemporaryDirectory(prefix="mlops-run-") as folder:
+        path = Path(folder) / Path(REFERENCE).name
+        logged.reference.to_parquet(path, index=False)
+        mlflow_client.log_artifact(run_id, str(path), str(Path(REFERENCE).parent))
+    _log_dataset(mlflow_client, run_id, logged)
+    _log_model(run_id, logged, settings)
+
+
+def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> None:
+    dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+        logged.reference[[*logged.card.feature_names, TARGET]].astype({TARGET: "float32"}),
+        targets=TARGET,
+        name=f"{logged.card.name}.validation",
+        digest=logged.digest[:36],  # MLflow's limit
+    )
+    mlflow_client.log_inputs(
+        run_id,
+        [
+            DatasetInput(
+                dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "validation")]
+            )
+        ],
+    )
+
+
+def _log_model(run_id: str, logged: Logged, settings: Settings) -> None:
+    example = logged.reference[logged.card.feature_names].head(_EXAMPLE_ROWS)
+    mlflow.set_tracking_uri(settings.mlflow_url)  # Model.log takes no address
+    mlflow.set_registry_uri(settings.mlflow_url)
+    Model.log(
+        artifact_path=None,
+        name=MODEL,
+        flavor=mlflow.sklearn,
+        run_id=run_id,
+        sk_model=logged.pipeline,
+        # Numbers are float32, never nullable integers: those drop the signature in silence.
+        signature=infer_signature(example, logged.pipeline.predict_proba(example)),
+        input_example=example,
+        pyfunc_predict_fn="predict_proba",
+        serialization_format="skops",
+        skops_trusted_types=trusted_types(skops.io.dumps(logged.pipeline)),
+        # Named here, or MLflow imports the model in a process of its own to find them: seconds.
+        pip_requirements=_requirements(logged.candidate),
+    )
+
+
+def load_pipeline(run_id: str, settings: Settings) -> Pipeline:
+    """Return the fitted pipeline of a run.
+
+    What types may be built is decided here: the list in the artifact could come from anybody who
+    reaches the tracking server. Raises TrainingError if the model is gone, or holds other types.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlops-model-") as folder:
+        try:
+            path = mlflow.artifacts.download_artifacts(
+                artifact_uri=model_uri(run_id, settings),
+                dst_path=folder,
+                tracking_uri=settings.mlflow_url,
+            )
+            content = (Path(path) / "model.skops").read_bytes()
+        except (MlflowException, OSError) as error:
+            raise TrainingError(
+                f"run {run_id} has no model at {settings.mlflow_url}: {error}"
+            ) from error
+    return skops.io.loads(content, trusted=trusted_types(content))
+
+
+def model_uri(run_id: str, settings: Settings) -> str:
+    """Return the address (`models:/<id>`) of the model that a run logged."""
+    outputs = client(settings).get_run(run_id).outputs
+    if outputs is None or not outputs.model_outputs:
+        raise TrainingError(f"run {run_id} at {settings.mlflow_url} has logged no model")
+    return f"models:/{outputs.model_outputs[-1].model_id}"
+
+
+def load_reference(run_id: str, settings: Settings) -> pd.DataFrame:
+    """Return the validation rows of a run (rows by features, target, period, score).
+
+    Raises TrainingError if they are gone.
+    """
+    with tempfile.TemporaryDirectory(prefix="mlops-reference-") as folder:
+        try:
+            path = client(settings).download_artifacts(run_id, REFERENCE, folder)
+            return pd.read_parquet(path)
+        except (MlflowException, OSError) as error:
+            raise TrainingError(
+                f"run {run_id} has no {REFERENCE} at {settings.mlflow_url}: {error}"
+            ) from error
+
+
+def trusted_types(content: bytes) -> list[str]:
+    """Return the types of a stored pipeline that skops does not know, all of allowed packages.
+
+    Raises TrainingError, naming the types that are of none.
+    """
+    unknown = skops.io.get_untrusted_types(data=content)
+    refused = [
+        name
+        for name in unknown
+        if name != "numpy.dtype" and name.partition(".")[0] not in ALLOWED_PACKAGES
+    ]
+    if refused:
+        raise TrainingError(
+            f"the model holds {', '.join(refused)}, expected types of "
+            f"{', '.join(ALLOWED_PACKAGES)} only: it is neither stored nor loaded"
+        )
+    return list(unknown)
+
+
+def _requirements(candidate: Candidate) -> list[str]:
+    names = ["scikit-learn", "numpy", "pandas", "skops"]
+    package = candidate.class_path.partition(".")[0]
+    if package != "sklearn":
+        # The distribution may have another name than the package: xgboost-cpu.
+        names += metadata.packages_distributions().get(package, [])[:1]
+    return [f"{name}=={metadata.version(name)}" for name in names]
