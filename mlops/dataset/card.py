@@ -7,7 +7,6 @@ it never opens the data that they describe.
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,14 +76,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class KnownFile(_Part):
-    """A CSV that is known to be right."""
-
-    name: Text
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    rows: int = Field(gt=0)
-
-
 class Source(_Part):
     """Where the data is published."""
 
@@ -93,7 +84,6 @@ class Source(_Part):
         (), description="Path to the CSV through the archive: a zip in the zip first."
     )
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="Checksum of the CSV itself.")
-    also_known: tuple[KnownFile, ...] = Field((), description="Other files of the same source.")
 
 
 class Target(_Part):
@@ -137,9 +127,13 @@ class Feature(_Part):
         if len(self.name.encode()) > _IDENTIFIER_BYTES:
             raise ValueError(f"a name may have {_IDENTIFIER_BYTES} bytes at most: use `aliases`")
         if self.kind == "category":
-            given = {"unit", "integer", "minimum", "maximum"} & self.model_fields_set
+            given = [
+                key
+                for key in ("unit", "integer", "minimum", "maximum")
+                if getattr(self, key) not in (None, False)
+            ]
             if given:
-                raise ValueError(f"a category has no {', '.join(sorted(given))}")
+                raise ValueError(f"a category has no {', '.join(given)}")
         elif self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
         return self
@@ -243,22 +237,22 @@ class Card(_Part):
                         raise ValueError(f"sample.follows names {name!r}, which is no feature")
         return self
 
-    @cached_property
+    @property
     def feature_names(self) -> list[str]:
         """Names of all features, in the card's order: the order of columns everywhere."""
         return [feature.name for feature in self.features]
 
-    @cached_property
+    @property
     def numbers(self) -> list[str]:
         """Names of the number features."""
         return [feature.name for feature in self.features if feature.kind == "number"]
 
-    @cached_property
+    @property
     def categories(self) -> list[str]:
         """Names of the category features."""
         return [feature.name for feature in self.features if feature.kind == "category"]
 
-    @cached_property
+    @property
     def drift_features(self) -> list[str]:
         """Names of the features whose distribution monitoring compares."""
         return [feature.name for feature in self.features if feature.drift]

@@ -20,6 +20,7 @@ from mlops.dataset.timeline import (
     periods_as_given,
     periods_by_date,
     periods_by_month_order,
+    refuse_outside,
 )
 
 _SEPARATORS = {";": "semicolon ;", ",": "comma ,", "\t": "tab", "|": "bar |"}
@@ -28,10 +29,9 @@ _SEPARATORS = {";": "semicolon ;", ",": "comma ,", "\t": "tab", "|": "bar |"}
 class _Table:
     """The text of a file by column, and where each row stands in it."""
 
-    def __init__(self, columns: dict[str, list[str]], lines: list[int], source: str) -> None:
+    def __init__(self, columns: dict[str, list[str]], lines: list[int]) -> None:
         self.columns = columns
         self.lines = lines
-        self.source = source
 
     def place(self, index: int) -> str:
         """Name a row both ways people count: rows of data from 1, and the editor's line."""
@@ -61,7 +61,6 @@ def parse_csv(content: bytes, card: Card, source: str) -> pd.DataFrame:
             if name not in card.left_out
         },
         lines,
-        source,
     )
     problems: list[str] = []
     frame = pd.DataFrame(index=pd.RangeIndex(len(rows)))
@@ -95,6 +94,8 @@ def _decode(content: bytes, source: str) -> str:
                 "spreadsheet?), expected text in UTF-8: save it as CSV UTF-8"
             ],
         ) from None
+    if not text.strip():
+        raise DataError(source, ["found no text, expected a header and rows"])
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise DataError(source, [f"line {line}: found a zero byte, expected text: is this a CSV?"])
@@ -141,11 +142,12 @@ def _split(text: str, separator: str, source: str) -> tuple[list[str], list[list
                 rows.append(row)
                 lines.append(reader.line_num)
     except csv.Error as error:
+        begins = lines[-1] + 1 if lines else 1
         raise DataError(
             source,
             [
-                f"line {reader.line_num}: {error}: expected quotes in pairs, a quote in a text "
-                "doubled"
+                f"the record that begins in line {begins}: {error}; expected quotes in pairs, "
+                "and a quote in a text doubled"
             ],
         ) from None
     return [name.strip() for name in rows[0]], rows[1:], lines[1:]
@@ -162,6 +164,14 @@ def _canonical_names(header: list[str], card: Card, source: str) -> list[str]:
         if card.time.period_column in names:
             required -= {card.time.column} - set(card.feature_names)
             optional.add(card.time.column)
+    if not (required | optional).intersection(names):
+        raise DataError(
+            source,
+            [
+                f"line 1: found {', '.join(header[:20])}, expected a header with the columns "
+                f"{', '.join(_in_order(card))}"
+            ],
+        )
     problems = []
     for name, times in Counter(names).items():
         if times > 1:
@@ -260,10 +270,13 @@ def _periods(table: _Table, card: Card, problems: list[str]) -> list[str] | None
     values = table.columns[column]
     try:
         if given:
-            return periods_as_given(values)
-        if time.kind == "date":
-            return periods_by_date(values, time.format or "")
-        return periods_by_month_order(values, time.start or "", time.end)
+            periods = periods_as_given(values)
+        elif time.kind == "date":
+            periods = periods_by_date(values, time.format or "")
+        else:
+            periods = periods_by_month_order(values, time.start or "", time.end)
+        refuse_outside(periods, time.start, time.end)
+        return periods
     except TimelineError as error:
         place = table.place(error.row - 1)
         problems.append(

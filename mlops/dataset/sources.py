@@ -101,23 +101,25 @@ def _read_given(card: Card, given: str, progress: Progress | None) -> RawData:
             except _Unreachable as error:
                 raise DataError(given, [f"{error}; it is named by MLOPS_DATA"]) from error
             file.seek(0)
-            content = unpack(file.read(), card, given)
+            content = _unpack(file.read(), card, given)
         return _raw(card, content, "download", given)
     if "://" in given:
         raise DataError(given, [f"found an address of kind {scheme}, expected http or https"])
     path = Path(given).expanduser()
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise DataError(
+                str(path), ["found a folder or device, expected a zip or CSV (MLOPS_DATA)"]
+            )
         if size > MOST_BYTES:
             raise DataError(str(path), [_too_big(f"found {size} bytes")])
         packed = path.read_bytes()
     except FileNotFoundError:
         raise DataError(str(path.absolute()), ["no such file; it is named by MLOPS_DATA"]) from None
-    except IsADirectoryError:
-        raise DataError(str(path), ["found a folder, expected a zip or CSV"]) from None
     except OSError as error:
         raise DataError(str(path), [f"cannot be read: {error.strerror}"]) from error
-    return _raw(card, unpack(packed, card, str(path)), "file", str(path))
+    return _raw(card, _unpack(packed, card, str(path)), "file", str(path))
 
 
 def _raw(
@@ -188,7 +190,7 @@ def _published(card: Card, cache_dir: Path, progress: Progress | None) -> bytes:
 
 
 def _checked(packed: bytes, card: Card, source: str) -> bytes:
-    content = unpack(packed, card, source)
+    content = _unpack(packed, card, source)
     if card.source is not None:
         found = hashlib.sha256(content).hexdigest()
         if found != card.source.sha256:
@@ -238,7 +240,7 @@ def _too_big(found: str) -> str:
     return f"{found}, expected at most {MOST_BYTES}"
 
 
-def unpack(packed: bytes, card: Card, source: str) -> bytes:
+def _unpack(packed: bytes, card: Card, source: str) -> bytes:
     """Return the CSV in `packed`: a zip, a zip in a zip, a gzip, or the CSV itself.
 
     In a zip, the card's `source.members` lead to the CSV; else the only CSV in it is taken. Raises

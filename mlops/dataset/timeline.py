@@ -110,6 +110,19 @@ def periods_by_date(values: Sequence[str], date_format: str) -> list[str]:
     return [known[value] for value in values]
 
 
+def refuse_outside(periods: Sequence[str], start: str | None, end: str | None) -> None:
+    """Raise TimelineError at the first period before `start` or after `end`; None is no bound."""
+    wrong = {
+        period
+        for period in set(periods)
+        if (start is not None and period < start) or (end is not None and period > end)
+    }
+    if wrong:
+        row = next(row for row, period in enumerate(periods, start=1) if period in wrong)
+        bounds = f"{start or 'any'} to {end or 'any'} (`time` in the card)"
+        raise TimelineError(row, f"a row of {periods[row - 1]}", f"periods from {bounds}")
+
+
 def periods_as_given(values: Sequence[str]) -> list[str]:
     """Return `values` after a check that each is a period. Raises TimelineError if not."""
     known: set[str] = set()
