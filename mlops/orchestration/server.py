@@ -23,16 +23,20 @@ from mlops.settings import ROOT, Settings, get_settings
 PROJECT = ROOT / "mlops"
 PYTHON = ROOT / ".venv" / "bin" / "python"
 
-# Imported before the fork. None of them starts a thread when imported; OpenMP and OpenBLAS start
-# theirs at their first use, which is in the child.
+# Imported before the fork: libraries only, so that a change of our own code counts at the next run.
+# OpenMP and OpenBLAS start their threads at their first use, which is in the child.
 PRELOADED = (
     "pandas",
+    "pyarrow.parquet",
     "sklearn.ensemble",
     "sklearn.linear_model",
     "sklearn.neural_network",
     "sklearn.svm",
     "xgboost",
+    "skops.io",
     "mlflow.sklearn",
+    "mlflow.pyfunc",
+    "mlflow.data.pandas_dataset",
     "onnxruntime",
     "skl2onnx",
     "onnxmltools",
@@ -87,6 +91,8 @@ def mage_environment(settings: Settings | None = None) -> dict[str, str]:
         "DISABLE_AUTO_BROWSER_OPEN": "1",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Else MLflow adds the whole lock to every model that it stores.
+        "MLFLOW_UV_AUTO_DETECT": "false",
         # Mage wants an integer here; somebody's DEBUG=False would stop it from starting.
         "DEBUG": "0",
         "ENV": "production",
@@ -136,6 +142,8 @@ def main() -> None:
     """Import what blocks share, then become `mage` with the arguments of this process."""
     for name in PRELOADED:
         importlib.import_module(name)
+    # MLflow reads the metadata of every installed package when it stores a model: 1.3 s, once.
+    importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     # By name: this module is also read where Mage is not installed, for the command alone.
     mend_queue(importlib.import_module("mage_ai.orchestration.queue.process_queue"))
     gc.collect()
