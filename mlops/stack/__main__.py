@@ -261,7 +261,8 @@ def _start(settings: Settings, wanted: list[Service]) -> None:
     for folder in (settings.state_dir, settings.payloads_dir, settings.reports_dir):
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("logs", "mage", "mlflow-artifacts"):
-        (settings.state_dir / name).mkdir(exist_ok=True, mode=0o700)
+        (settings.state_dir / name).mkdir(exist_ok=True)
+        (settings.state_dir / name).chmod(0o700)
     if processes.supervisor_pid(settings) is None:
         postgres.initialise(settings)
         processes.start_supervisor(settings, [_program(each) for each in wanted])

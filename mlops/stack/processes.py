@@ -74,8 +74,9 @@ def start_supervisor(settings: Settings, programs: Iterable[Program]) -> None:
     _forget_socket(settings)
     address = _socket_path(settings)
     text = _configuration(settings, list(programs), address)
-    with os.fdopen(os.open(configuration, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as f:
-        f.write(text)
+    configuration.touch(mode=0o600)
+    configuration.chmod(0o600)
+    configuration.write_text(text)
     done = subprocess.run(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration)],
         cwd=ROOT,
@@ -90,9 +91,10 @@ def start_supervisor(settings: Settings, programs: Iterable[Program]) -> None:
         if _call(settings, "getState") is not None:
             return
         time.sleep(0.05)
-    complaint = (done.stderr.strip() or done.stdout.strip() or "it does not answer").splitlines()
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()] or ["it does not answer"]
+    complaint = next((line for line in lines if line.startswith("Error")), lines[-1])
     raise SupervisorError(
-        f"supervisor did not start: {complaint[-1]}; see {log_path(settings, 'supervisord')}"
+        f"supervisor did not start: {complaint}; see {log_path(settings, 'supervisord')}"
     )
 
 
@@ -249,18 +251,18 @@ def _configuration(settings: Settings, programs: list[Program], address: Path) -
     lines = [
         "; Written at every start.",
         "[supervisord]",
-        f"logfile={_quoted(log_path(settings, 'supervisord'))}",
+        f"logfile={_checked(log_path(settings, 'supervisord'))}",
         "logfile_maxbytes=10MB",
         "logfile_backups=2",
-        f"pidfile={_quoted(state / 'supervisord.pid')}",
-        f"childlogdir={_quoted(state / 'logs')}",
-        f"directory={_quoted(ROOT)}",
+        f"pidfile={_checked(state / 'supervisord.pid')}",
+        f"childlogdir={_checked(state / 'logs')}",
+        f"directory={_checked(ROOT)}",
         "nocleanup=true",
         "minfds=1024",
         *(["user=root"] if os.geteuid() == 0 else []),  # without it, it warns about being root
         "",
         "[unix_http_server]",
-        f"file={_quoted(address)}",
+        f"file={_checked(address)}",
         "chmod=0700",
         "",
         "[rpcinterface:supervisor]",
@@ -271,7 +273,7 @@ def _configuration(settings: Settings, programs: list[Program], address: Path) -
         lines += [
             "",
             f"[program:{program.name}]",
-            f"command={_quoted(command)}",
+            f"command={_checked(command)}",
             f"autostart={'true' if program.first else 'false'}",
             "autorestart=true",
             "startsecs=2",
@@ -281,7 +283,7 @@ def _configuration(settings: Settings, programs: list[Program], address: Path) -
             "stopasgroup=true",
             "killasgroup=true",
             "redirect_stderr=true",
-            f"stdout_logfile={_quoted(log_path(settings, program.name))}",
+            f"stdout_logfile={_checked(log_path(settings, program.name))}",
             "stdout_logfile_maxbytes=10MB",
             "stdout_logfile_backups=3",
         ]
@@ -296,9 +298,16 @@ def _configuration(settings: Settings, programs: list[Program], address: Path) -
     return "\n".join(lines) + "\n"
 
 
-def _quoted(value: object) -> str:
-    """Return `value` for supervisor's file, where % begins an expansion and " ;" a comment."""
+def _checked(value: object) -> str:
+    """Return `value` for supervisor's file, where % begins an expansion and " ;" a comment.
+
+    Doubling the % does not help: supervisor expands some values twice.
+    """
     text = str(value)
-    if "\n" in text or " ;" in text:
-        raise SupervisorError(f"supervisor cannot take a path with ' ;' in it: {text}")
-    return text.replace("%", "%%")
+    for trap in ("%", " ;", "\n"):
+        if trap in text:
+            raise SupervisorError(
+                f"supervisor cannot take {trap!r} in a path: move the clone, or set "
+                f"MLOPS_STATE_DIR, away from {text}"
+            )
+    return text

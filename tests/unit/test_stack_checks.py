@@ -1,0 +1,91 @@
+"""What is found before a start, each in one line with the way out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from mlops.stack import checks
+from mlops.stack.services import services
+from tests.fixtures.postgres import make_settings
+
+
+def test_a_port_in_use_names_port_service_program_and_setting(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", settings.mlflow_port))
+        server.listen()
+        (line,) = checks.port_problems(settings, services(settings), set())
+    assert f"port {settings.mlflow_port} (mlflow) is in use by" in line
+    assert f"(pid {os.getpid()})" in line
+    assert "MLOPS_MLFLOW_PORT" in line
+    assert "\n" not in line
+
+
+def test_a_port_taken_on_all_addresses_is_found_too(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", settings.mage_port))
+        server.listen()
+        (line,) = checks.port_problems(settings, services(settings), set())
+    assert f"port {settings.mage_port} (mage)" in line
+
+
+def test_the_stacks_own_servers_are_not_in_its_way(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", settings.mlflow_port))
+        server.listen()
+        assert checks.port_problems(settings, services(settings), {"mlflow"}) == []
+
+
+def test_free_ports_are_no_problem(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    assert checks.port_problems(settings, services(settings), set()) == []
+
+
+def test_two_services_on_one_port_are_named(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    settings = settings.model_copy(update={"mage_port": settings.mlflow_port})
+    (line,) = checks.port_problems(settings, services(settings), set())
+    assert "mlflow and mage" in line
+    assert "MLOPS_MLFLOW_PORT or MLOPS_MAGE_PORT" in line
+
+
+def test_a_full_disk_is_said_with_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 10**10, 3 * 10**8))
+    (line,) = checks.disk_problems(make_settings(tmp_path))
+    assert "0.3 GB free" in line
+    assert "1.0 GB needed" in line
+    assert "MLOPS_STATE_DIR" in line
+
+
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    (line,) = checks.folder_problems(make_settings(tmp_path))
+    assert str(tmp_path / "state") in line
+    assert "MLOPS_STATE_DIR" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        lines = checks.folder_problems(make_settings(tmp_path / "below"))
+    finally:
+        tmp_path.chmod(0o700)
+    assert any("MLOPS_STATE_DIR" in line and str(tmp_path) in line for line in lines)
+
+
+def test_another_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.python_problems() == []
+    monkeypatch.setattr(checks.sys, "version_info", (3, 13, 0))
+    (line,) = checks.python_problems()
+    assert "Python 3.13" in line
+    assert "3.10 to 3.12" in line

@@ -1,0 +1,103 @@
+"""Secrets in `.env`: generated where missing, otherwise left alone, and for nobody else to read."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from mlops.settings import ROOT, MissingSecretError, Settings
+from mlops.stack.secrets import ensure_secrets, secret_names
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in secret_names():
+        monkeypatch.delenv(f"MLOPS_{name.upper()}", raising=False)
+
+
+def test_every_secret_is_generated_and_different(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    generated = ensure_secrets(env_file)
+    settings = Settings(_env_file=env_file)
+    values = [settings.secret(name) for name in secret_names()]
+    assert generated == secret_names()
+    assert len(set(values)) == len(values)
+    assert all(len(value) >= 32 for value in values)
+
+
+@pytest.mark.parametrize("mode", [None, 0o644, 0o666])
+def test_the_file_is_for_its_owner_only_whatever_it_was(tmp_path: Path, mode: int | None) -> None:
+    env_file = tmp_path / ".env"
+    ensure_secrets(env_file)
+    if mode is not None:
+        env_file.chmod(mode)
+    ensure_secrets(env_file)
+    assert stat.S_IMODE(env_file.stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]
+
+
+def test_what_a_person_wrote_stays_line_by_line(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    mine = [
+        "# my notes",
+        "MLOPS_DATA=/data/bank.zip",
+        "",
+        "export MLOPS_WEBHOOK_TOKEN = 'my own'  # kept",
+        "MLOPS_POSTGRES_PASSWORD=",
+        "OTHER=1",
+    ]
+    env_file.write_text("\n".join(mine) + "\n")
+    generated = ensure_secrets(env_file)
+    lines = env_file.read_text().splitlines()
+    assert lines[:4] == mine[:4]
+    assert lines[5] == mine[5]
+    assert "webhook_token" not in generated
+    assert dotenv_values(env_file)["MLOPS_POSTGRES_PASSWORD"]
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    ensure_secrets(env_file)
+    before = env_file.read_bytes(), env_file.stat().st_mtime_ns
+    assert ensure_secrets(env_file) == []
+    assert (env_file.read_bytes(), env_file.stat().st_mtime_ns) == before
+
+
+def test_a_secret_from_the_environment_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOPS_WEBHOOK_TOKEN", "from outside")
+    env_file = tmp_path / ".env"
+    assert "webhook_token" not in ensure_secrets(env_file)
+    assert "from outside" not in env_file.read_text()
+
+
+def test_the_template_names_every_secret_and_has_none() -> None:
+    template = dotenv_values(ROOT / ".env.example")
+    assert {f"MLOPS_{name.upper()}" for name in secret_names()} <= set(template)
+    settings = Settings(_env_file=ROOT / ".env.example")
+    for name in secret_names():
+        with pytest.raises(MissingSecretError, match="make setup"):
+            settings.secret(name)
+
+
+def test_the_template_names_only_settings_that_exist() -> None:
+    known = {f"MLOPS_{name.upper()}" for name in Settings.model_fields}
+    text = (ROOT / ".env.example").read_text()
+    named = {
+        line.lstrip("#").split("=")[0]
+        for line in text.splitlines()
+        if line.lstrip("#").startswith("MLOPS_")
+    }
+    assert named <= known
+
+
+def test_printed_settings_show_no_secret(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    ensure_secrets(env_file)
+    settings = Settings(_env_file=env_file)
+    for name in secret_names():
+        assert settings.secret(name) not in repr(settings)
