@@ -14,6 +14,7 @@ import onnxruntime as ort
 import pandas as pd
 
 from mlops.dataset.card import Card
+from mlops.training.fit import score_window
 
 OUTPUT = "probabilities"
 
@@ -49,7 +50,7 @@ def export_onnx(
     if any probability differs by more than `tolerance`.
     """
     content = _convert(pipeline, card)
-    expected = positive_scores(pipeline, validation_frame[card.feature_names])
+    expected = score_window(pipeline, card, validation_frame)
     found = score_onnx(content, card, validation_frame)
     differences = np.abs(found - expected)
     # A NaN is no probability, however small its difference is.
@@ -68,12 +69,6 @@ def export_onnx(
         for feature in card.features
     }
     return OnnxModel(content, float(differences[worst]), inputs)
-
-
-def positive_scores(pipeline: Any, features: pd.DataFrame) -> np.ndarray:
-    """Return P(target = 1) of each row (float64) by sklearn."""
-    column = list(pipeline.classes_).index(1)
-    return np.asarray(pipeline.predict_proba(features)[:, column], dtype=np.float64)
 
 
 def score_onnx(content: bytes, card: Card, frame: pd.DataFrame) -> np.ndarray:
