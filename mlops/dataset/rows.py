@@ -342,13 +342,30 @@ def _labelled(card: Card) -> sql.Composable:
 def _labelled_predictions(
     cursor: Any, card: Card, clauses: Sequence[sql.Composable], values: Sequence[Any]
 ) -> pd.DataFrame:
+    """Return the predictions that may be learnt from, each customer once.
+
+    A month that is played again, to another version, brings the same customers again: of rows of
+    the simulation that are alike, as many count as one version was asked.
+    """
     # Named and positional values do not mix: the periods are written in as literals.
     text = cursor.mogrify(sql.SQL(" AND ").join(clauses), values).decode()
     between = sql.SQL(text.replace("%", "%%"))
     cursor.execute(
         sql.SQL(
-            "SELECT features, label, period FROM serving.predictions WHERE {} AND {} "
-            "ORDER BY period, made_at, request_id, row"
+            """
+            SELECT features, label, period FROM (
+                SELECT DISTINCT ON (period, features, label, customer) * FROM (
+                    SELECT *, CASE purpose
+                        WHEN 'simulation' THEN row_number() OVER (
+                            PARTITION BY purpose, period, features, label, model_version
+                            ORDER BY made_at, request_id, row)::text
+                        ELSE request_id || ' ' || row END AS customer
+                    FROM serving.predictions WHERE {} AND {}
+                ) AS numbered
+                ORDER BY period, features, label, customer, made_at, request_id, row
+            ) AS labelled
+            ORDER BY period, made_at, request_id, row
+            """
         ).format(_labelled(card), between),
         {"names": card.feature_names},
     )

@@ -63,6 +63,21 @@ class RawData:
         return len(self.frame)
 
 
+def progress_lines(tell: Callable[[str], object] = print) -> Progress:
+    """Return a progress that tells a line at every tenth of a download (every 10 MB if unsized)."""
+    last = -1
+
+    def progress(done: int, total: int | None) -> None:
+        nonlocal last
+        step = done * 10 // total if total else done // 10_000_000
+        if step > last:
+            last = step
+            of = f" of {total / 1e6:.1f} MB ({done / total:.0%})" if total else " MB"
+            tell(f"downloaded {done / 1e6:.1f}{of}")
+
+    return progress
+
+
 class _Unreachable(Exception):
     """An address gave nothing: no internet, no such server, an HTTP error."""
 

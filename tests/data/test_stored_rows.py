@@ -76,7 +76,7 @@ def count(connection, table: str) -> int:
         return cursor.fetchone()[0]
 
 
-def predict(connection, frame, *, purpose="simulation", labelled=True, request="r"):
+def predict(connection, frame, *, purpose="simulation", labelled=True, request="r", version="1"):
     """Log the rows of `frame` as the API does, and deliver their labels."""
     now = datetime.now(timezone.utc)
     records = to_records(frame, CARD)
@@ -85,9 +85,10 @@ def predict(connection, frame, *, purpose="simulation", labelled=True, request="
             zip(records, frame["target"], frame["period"], strict=True)
         ):
             cursor.execute(
-                "INSERT INTO serving.predictions VALUES (%s,%s,%s,%s,%s,'1',%s,0.5,0,%s,%s)",
+                "INSERT INTO serving.predictions VALUES (%s,%s,%s,%s,%s,%s,%s,0.5,0,%s,%s)",
                 [
-                    *(f"{request}-{period}", row, now, f"{period}-01", purpose, Json(features)),
+                    *(f"{request}-{period}", row, now, f"{period}-01", purpose),
+                    *(version, Json(features)),
                     *((int(label), now) if labelled else (None, None)),
                 ],
             )
@@ -201,6 +202,20 @@ def test_labelled_traffic_is_learnt_from_as_if_it_stood_in_the_file(connection, 
     window = load_window(connection, CARD, "2008-10")
     expected = raw.frame[raw.frame["period"].between("2008-10", "2009-04")].reset_index(drop=True)
     pd.testing.assert_frame_equal(window, expected)
+
+
+def test_a_month_that_is_played_again_to_another_version_counts_once(connection, raw):
+    store(connection, CARD, raw)
+    april = load_future(connection, CARD, "2009-04", "2009-04")
+    april = pd.concat([april, april.head(3)])  # customers who are alike stay as many
+    predict(connection, april)
+    once = load_window(connection, CARD)
+    predict(connection, april, version="2", request="again")
+    pd.testing.assert_frame_equal(load_window(connection, CARD), once)
+    assert data_digest(load_window(connection, CARD)) == data_digest(once)
+    assert (once["period"] == "2009-04").sum() == len(april)
+    predict(connection, april, version="2", request="people", purpose="live")
+    assert (load_window(connection, CARD)["period"] == "2009-04").sum() == 2 * len(april)
 
 
 def test_traffic_that_may_not_be_learnt_from_is_left_out(connection, raw):

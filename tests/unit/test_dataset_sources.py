@@ -14,7 +14,7 @@ import pytest
 from mlops.dataset import sources
 from mlops.dataset.card import load_card
 from mlops.dataset.errors import DataError
-from mlops.dataset.sources import read_source
+from mlops.dataset.sources import progress_lines, read_source
 from mlops.settings import Settings
 
 CARD = load_card("bank_marketing")
@@ -169,6 +169,18 @@ def test_an_address_is_read_with_progress(tmp_path, server):
     )
     assert (raw.origin, raw.source, raw.sha256) == ("download", server.url, SHA256)
     assert steps[-1] == (len(NESTED), len(NESTED))
+
+
+def test_progress_is_told_in_tenths():
+    lines = []
+    progress = progress_lines(lines.append)
+    for done in range(0, 2_000_001, 50_000):
+        progress(done, 2_000_000)
+    assert len(lines) == 11
+    assert lines[0] == "downloaded 0.0 of 2.0 MB (0%)"
+    assert lines[-1] == "downloaded 2.0 of 2.0 MB (100%)"
+    progress_lines(lines.append)(123_456, None)
+    assert lines[-1] == "downloaded 0.1 MB"
 
 
 def test_the_public_archive_is_downloaded_once(tmp_path, server, public):

@@ -1,7 +1,7 @@
 """Read the source of the card and check it; an error names file, row and column."""
 
 from mlops.dataset.card import load_card
-from mlops.dataset.sources import read_source
+from mlops.dataset.sources import progress_lines, read_source
 from mlops.dataset.summary import summary, summary_text
 from mlops.settings import get_settings
 
@@ -12,7 +12,7 @@ if "data_loader" not in globals():
 @data_loader
 def ingest(*_upstream, **_variables):
     card = load_card(get_settings().card)
-    raw = read_source(card, progress=print)
+    raw = read_source(card, progress=progress_lines())
     if raw.notice:
         print(raw.notice)
     print(f"{raw.source} ({raw.origin}, {raw.bytes:,} bytes)\nsha256 {raw.sha256}\n")
