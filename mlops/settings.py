@@ -112,10 +112,11 @@ class Settings(BaseSettings):
     def secret(self, name: str) -> str:
         """Return the secret `name` in the clear.
 
-        Raises MissingSecretError, naming the variable and the command that makes it, if not set.
+        Raises MissingSecretError, naming the variable and the command that makes it, if it is not
+        set, or empty: an empty token would let everybody in.
         """
         value: SecretStr | None = getattr(self, name)
-        if value is None:
+        if value is None or not value.get_secret_value():
             raise MissingSecretError(
                 f"MLOPS_{name.upper()} is not set: run `make setup`, which generates it into .env"
             )
