@@ -91,6 +91,7 @@ def mage_environment(settings: Settings | None = None) -> dict[str, str]:
         "DISABLE_AUTO_BROWSER_OPEN": "1",
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it fills the logs of blocks
         # Else MLflow adds the whole lock to every model that it stores.
         "MLFLOW_UV_AUTO_DETECT": "false",
         # Mage wants an integer here; somebody's DEBUG=False would stop it from starting.

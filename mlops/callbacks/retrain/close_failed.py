@@ -1,0 +1,23 @@
+"""Write `failed` and the reason, if any block of the retrain fails or the run is cancelled."""
+
+from mlops.alerting.retrains import close_retrain
+from mlops.database import connect
+
+if "callback" not in globals():
+    from mage_ai.data_preparation.decorators import callback
+
+
+def close_failed(*_output, **variables):
+    retrain_id = variables.get("retrain_id") or f"run-{variables['pipeline_run'].id}"
+    fault = variables.get("__error") or "the run was cancelled in Mage"
+    reason = f"block {variables.get('parent_block_uuid')}: {fault}"
+    try:
+        with connect() as connection:
+            close_retrain(connection, retrain_id, "failed", reason)
+    except LookupError:
+        reason += " (it had not been opened)"
+    print(f"retrain {retrain_id} failed, {reason}")
+
+
+callback("failure")(close_failed)
+callback("cancelled")(close_failed)

@@ -1,0 +1,16 @@
+"""Measure drift, missing values and performance of each month that the champion has answered."""
+
+from mlops.database import connect
+from mlops.dataset.card import load_card
+from mlops.monitoring.monitor import monitor
+from mlops.settings import get_settings
+
+if "custom" not in globals():
+    from mage_ai.data_preparation.decorators import custom
+
+
+@custom
+def monitor_production(*_upstream, **_variables):
+    with connect() as connection:
+        months = monitor(connection, load_card(get_settings().card), progress=print)
+    return {"periods": [month.period for month in months]}
