@@ -42,21 +42,22 @@ class History:
         return _last(current)
 
     def leaderboard(self) -> pd.DataFrame:
-        """Return the latest leaderboard, best first: rank, candidate, version, one column a metric.
+        """Return the latest leaderboard, best first: candidate, version, and a column a metric.
 
-        A candidate that failed, if the training lists it, stands last, with its metrics empty.
+        `reason` says why a candidate could not be fitted, None for the others; it stands last,
+        without version and metrics.
         """
         entries = (self.training or {}).get("leaderboard") or []
         rows = [
             {
-                "rank": rank,
                 "candidate": entry.get("candidate"),
-                "version": _text(entry.get("version")),
+                "version": entry.get("version"),
+                "reason": entry.get("reason") if entry.get("status") == "failed" else None,
                 **(entry.get("metrics") or {}),
             }
-            for rank, entry in enumerate(entries, start=1)
+            for entry in entries
         ]
-        return pd.DataFrame(rows, columns=None if rows else ["rank", "candidate", "version"])
+        return pd.DataFrame(rows, columns=None if rows else ["candidate", "version", "reason"])
 
 
 def read_history(connection: Connection, card: str) -> History:
@@ -139,7 +140,3 @@ def labels_in_words(labels: Any) -> str:
 
 def _last(frame: pd.DataFrame) -> dict[str, Any] | None:
     return None if frame.empty else {str(key): value for key, value in frame.iloc[-1].items()}
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

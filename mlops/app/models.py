@@ -23,7 +23,7 @@ METRICS = [
     ("validation_roc_auc", "ROC AUC", "%.3f"),
     ("validation_average_precision", "Avg. precision", "%.3f"),
     ("validation_brier", "Brier", "%.4f"),
-    ("validation_lift_10", "Lift, top 10 %", "%.2f"),
+    ("validation_lift_at_10", "Lift, top 10 %", "%.2f"),
 ]
 MINUTES = "YYYY-MM-DD HH:mm"
 REFRESH_S = 20
@@ -100,11 +100,10 @@ def show_leaderboard(history: History, colours: charts.Palette) -> None:
     champion = history.champion
     version = champion["model_version"] if champion else None
     here = [(key, label, form) for key, label, form in METRICS if key in board]
-    table = board.assign(
-        stage=[
-            "production" if version is not None and v == version else "" for v in board["version"]
-        ]
-    )
+    failed = board["reason"].notna()
+    in_production = board["version"].notna() & board["version"].eq(version)
+    stage = failed.map({True: "failed", False: ""}).mask(in_production, "production")
+    table = board.assign(stage=stage)
     row = st.container(horizontal=True, key="training")
     left, right = row.container(), row.container()
     left.dataframe(
@@ -127,7 +126,9 @@ def show_leaderboard(history: History, colours: charts.Palette) -> None:
             config=charts.CONFIG,
             key="leaderboard_bars",
         )
-    if version is not None and version not in set(board["version"]):
+    for candidate, reason in board.loc[failed, ["candidate", "reason"]].itertuples(index=False):
+        left.caption(f"{candidate} could not be fitted: {str(reason).splitlines()[0]}")
+    if version is not None and not in_production.any():
         left.caption(f"Version {version}, in production, is of an earlier training.")
 
 

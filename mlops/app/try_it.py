@@ -37,12 +37,13 @@ def show_unavailable(settings: Settings) -> None:
     st.button("Try again", icon=":material/refresh:", type="primary")
 
 
-def ask(field: form.Field, version: str) -> Any:
+def ask(field: form.Field) -> Any:
     """Draw one input and return what is filled in; None or `form.EMPTY` where it is empty.
 
-    The key holds the version: a new model starts from its own typical values.
+    What was filled in outlives a version deployed meanwhile (the key is the name alone), an API
+    that is away, and a look at the other page.
     """
-    key = f"{version}/{field.name}"
+    key = f"input-{field.name}"
     if field.kind == "number":
         return st.number_input(
             field.label,
@@ -52,6 +53,7 @@ def ask(field: form.Field, version: str) -> Any:
             help=field.help or None,
             placeholder=field.empty_label if field.optional else "a number",
             key=key,
+            persist_state="session",
         )
     return st.selectbox(
         field.label,
@@ -61,14 +63,15 @@ def ask(field: form.Field, version: str) -> Any:
         help=field.help or None,
         accept_new_options=True,
         key=key,
+        persist_state="session",
     )
 
 
-def show_form(fields: list[form.Field], version: str) -> dict[str, Any] | None:
+def show_form(fields: list[form.Field]) -> dict[str, Any] | None:
     """Draw the form; return the record to send if it was just submitted."""
-    with st.form(f"form-{version}", enter_to_submit=True):
+    with st.form("form"):
         with st.container(horizontal=True, key="fields"):
-            values = {field.name: ask(field, version) for field in fields}
+            values = {field.name: ask(field) for field in fields}
         submitted = st.form_submit_button("Predict", type="primary", icon=":material/bolt:")
     return form.record(fields, values) if submitted else None
 
@@ -155,7 +158,7 @@ def show_page() -> None:
             return
         st.title(str(model["target"].get("question") or model.get("title") or "Try it"))
         st.caption(" · ".join(form.provenance(model)))
-        sent = show_form(fields, str(model["version"]))
+        sent = show_form(fields)
         if sent is not None:
             predict(client, fields, model, sent)
     if "answer" in st.session_state:

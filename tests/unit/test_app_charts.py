@@ -1,0 +1,83 @@
+"""What the app's figures mark: the champion, limits, and months too small to alarm on."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pandas as pd
+import pytest
+
+from mlops.app import charts
+
+
+def months() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "model_version": ["1", "1", "2"],
+            "period": pd.to_datetime(["2009-03-01", "2009-04-01", "2009-04-01"]),
+            "row_count": [150, 2000, 2000],
+            "prediction_drift": [0.05, 0.2, 0.01],
+            "roc_auc": [0.45, None, 0.7],
+        }
+    )
+
+
+@pytest.mark.parametrize(("share", "anchor"), [(0.02, "left"), (0.5, "center"), (0.98, "right")])
+def test_marks_near_an_end_lean_inwards(share: float, anchor: str) -> None:
+    figure = charts.probability_bar(0.3, share, None)
+    (mark,) = figure.layout.annotations
+    assert (mark.x, mark.xanchor, mark.text) == (share, anchor, f"threshold {share:.1%}")
+
+
+def test_the_bar_is_as_long_as_the_probability() -> None:
+    track, bar = charts.probability_bar(0.3, 0.5, 0.1).data
+    assert (track.x, bar.x) == ((1.0,), (0.3,))
+
+
+def test_only_the_version_in_production_has_the_accent() -> None:
+    board = pd.DataFrame(
+        {
+            "candidate": ["A", "B", "C"],
+            "version": ["5", "4", None],
+            "validation_roc_auc": [0.8, 0.7, None],
+        }
+    )
+    (bars,) = charts.leaderboard_bars(board, "5", "validation_roc_auc").data
+    assert list(bars.y) == ["B", "A"]
+    assert list(bars.marker.color) == [charts.LIGHT.series[0], charts.LIGHT.accent]
+    (bars,) = charts.leaderboard_bars(board, None, "validation_roc_auc").data
+    assert charts.LIGHT.accent not in bars.marker.color
+
+
+def test_a_month_with_few_rows_is_hollow_and_the_limit_is_in_sight() -> None:
+    figure = charts.months_chart(months(), "prediction_drift", "2", limit=0.4, minimum_rows=200)
+    old, champion = figure.data
+    assert list(old.marker.symbol) == ["circle-open", "circle"]
+    assert champion.line.color == charts.LIGHT.accent
+    assert old.line.color != charts.LIGHT.accent
+    (limit,) = figure.layout.shapes
+    assert limit.y0 == 0.4
+    assert figure.layout.yaxis.range[1] > 0.4
+
+
+def test_a_score_below_a_guess_stays_in_sight() -> None:
+    figure = charts.months_chart(months(), "roc_auc", "2")
+    assert figure.layout.yaxis.range[0] < 0.45
+    assert [list(line.y) for line in figure.data] == [[0.45], [0.7]]
+
+
+def test_the_stay_that_has_not_ended_lasts_until_now() -> None:
+    hours = [datetime(2026, 1, 1, hour, tzinfo=timezone.utc) for hour in range(4)]
+    stays = pd.DataFrame(
+        {
+            "model_version": ["1", "2"],
+            "candidate": ["A", None],
+            "cause": ["first", "retrain"],
+            "deployed_at": hours[:2],
+            "retired_at": [hours[1], None],
+        }
+    )
+    first, current = charts.version_timeline(stays, hours[3]).data
+    assert (first.x, current.x) == ((3_600_000.0,), (7_200_000.0,))
+    assert current.marker.color == charts.LIGHT.accent
+    assert first.marker.color != charts.LIGHT.accent
