@@ -26,7 +26,7 @@ from mlops.dataset.card import Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.generate import generate_csv
 from mlops.dataset.parsing import parse_csv
-from mlops.settings import Settings, get_settings
+from mlops.settings import ROOT, Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +121,8 @@ def _read_given(card: Card, given: str, progress: Progress | None) -> RawData:
     if "://" in given:
         raise DataError(given, [f"found an address of kind {scheme}, expected http or https"])
     path = Path(given).expanduser()
+    if not path.exists():
+        path = ROOT / path  # a server may run in another folder than the person who set it
     try:
         size = path.stat().st_size
         if not path.is_file():
@@ -131,7 +133,7 @@ def _read_given(card: Card, given: str, progress: Progress | None) -> RawData:
             raise DataError(str(path), [_too_big(f"found {size} bytes")])
         packed = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(str(path.absolute()), ["no such file; it is named by MLOPS_DATA"]) from None
+        raise DataError(str(path), ["no such file; it is named by MLOPS_DATA"]) from None
     except OSError as error:
         raise DataError(str(path), [f"cannot be read: {error.strerror}"]) from error
     return _raw(card, _unpack(packed, card, str(path)), "file", str(path))

@@ -88,7 +88,7 @@ def periods_by_month_order(months: Sequence[str], start: str, end: str | None = 
             raise TimelineError(
                 row,
                 f"{name!r} after a later month, which counts as {period}",
-                f"rows in order of time, none after {end}",
+                f"rows in order of time, none after {end} (`time.end` in the card)",
             )
         periods.append(period)
     return periods

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlops.dataset.card import load_card
 from mlops.dataset.errors import DataError
@@ -198,6 +200,27 @@ def test_a_separator_that_this_card_does_not_accept_is_recognised():
 )
 def test_a_file_that_is_no_whole_csv_is_refused(content, problem):
     assert problem in refused(content)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_whatever_a_file_holds_it_is_read_or_refused_with_a_reason(data):
+    """Bytes cut out, put in or changed anywhere: DataError is the only error."""
+    content = bytearray(text().encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content)))
+        stop = data.draw(st.integers(start, min(start + 20, len(content))))
+        content[start:stop] = data.draw(
+            st.binary(max_size=8)
+            | st.sampled_from([b";", b'"', b"\n", b"\r", b"\t", b"nan", b"1e999"])
+        )
+    try:
+        frame = parse_csv(bytes(content), CARD, "bank.csv")
+    except DataError:
+        return
+    assert list(frame.columns) == [*CARD.feature_names, "target", "period"]
+    assert np.isfinite(frame[CARD.numbers].fillna(0).to_numpy()).all()
+    assert frame["target"].isin([0, 1]).all()
 
 
 def test_a_column_without_any_value_is_refused():
