@@ -238,7 +238,7 @@ def _numbers(
         high = np.inf if feature.maximum is None else feature.maximum
         outside = ~absent & ~wrong & ((values < low) | (values > high))
     _report(table, feature.name, outside, f"a number from {low:.15g} to {high:.15g}", problems)
-    return np.where(absent, np.nan, values).astype(np.float32)
+    return np.where(absent | wrong, np.nan, values).astype(np.float32)
 
 
 def _categories(table: _Table, card: Card, feature: Feature, problems: list[str]) -> pd.Series:
