@@ -22,6 +22,7 @@ from psycopg2.extensions import connection as Connection
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
@@ -179,8 +180,11 @@ def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1
     ]
     classifier = make_classifier(candidate, seed, threads)
     if not hasattr(classifier, "predict_proba"):
+        # Shuffled: the rows are in order of time, and a model of other months may rank a fold the
+        # wrong way round, which would turn the fitted slope, and with it every score.
+        folds = StratifiedKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
         classifier = CalibratedClassifierCV(
-            classifier, method="sigmoid", cv=CALIBRATION_FOLDS, ensemble=False, n_jobs=threads
+            classifier, method="sigmoid", cv=folds, ensemble=False, n_jobs=threads
         )
     return Pipeline(
         [

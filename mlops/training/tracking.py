@@ -134,12 +134,10 @@ def git_commit(folder: Path) -> str | None:
 
 
 def log(run_id: str, logged: Logged, settings: Settings) -> None:
-    """Write parameters, metrics, data set, reference and model of a run."""
+    """Write parameters, data set, reference, model and metrics of a run."""
     mlflow_client = client(settings)
-    now = int(time.time() * 1000)
     mlflow_client.log_batch(
         run_id,
-        metrics=[Metric(key, float(value), now, 0) for key, value in logged.metrics.items()],
         params=[Param(key, str(value)) for key, value in logged.params.items()],
         tags=[RunTag("data_digest", logged.digest)],
     )
@@ -148,7 +146,16 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
         logged.reference.to_parquet(path, index=False)
         mlflow_client.log_artifact(run_id, str(path), str(Path(REFERENCE).parent))
     _log_dataset(mlflow_client, run_id, logged)
-    _log_model(run_id, logged, settings)
+    model_id = _log_model(run_id, logged, settings)
+    # After the model, whose metrics they are too: else MLflow copies them there one by one.
+    now = int(time.time() * 1000)
+    mlflow_client.log_batch(
+        run_id,
+        metrics=[
+            Metric(key, float(value), now, 0, model_id=model_id, run_id=run_id)
+            for key, value in logged.metrics.items()
+        ],
+    )
 
 
 def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> None:
@@ -168,8 +175,13 @@ def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> No
     )
 
 
-def _log_model(run_id: str, logged: Logged, settings: Settings) -> None:
+def _log_model(run_id: str, logged: Logged, settings: Settings) -> str:
     example = logged.reference[logged.card.feature_names].head(_EXAMPLE_ROWS)
+    mlflow_client = client(settings)
+    # Made here, or it would belong to the global active experiment, and not be found by its run.
+    model = mlflow_client.create_logged_model(
+        mlflow_client.get_run(run_id).info.experiment_id, name=MODEL, source_run_id=run_id
+    )
     mlflow.set_tracking_uri(settings.mlflow_url)  # Model.log takes no address
     mlflow.set_registry_uri(settings.mlflow_url)
     Model.log(
@@ -177,6 +189,7 @@ def _log_model(run_id: str, logged: Logged, settings: Settings) -> None:
         name=MODEL,
         flavor=mlflow.sklearn,
         run_id=run_id,
+        model_id=model.model_id,
         sk_model=logged.pipeline,
         # Numbers are float32, never nullable integers: those drop the signature in silence.
         signature=infer_signature(example, logged.pipeline.predict_proba(example)),
@@ -187,6 +200,7 @@ def _log_model(run_id: str, logged: Logged, settings: Settings) -> None:
         # Named here, or MLflow imports the model in a process of its own to find them: seconds.
         pip_requirements=_requirements(logged.candidate),
     )
+    return str(model.model_id)
 
 
 def load_pipeline(run_id: str, settings: Settings) -> Pipeline:
@@ -256,6 +270,15 @@ def _requirements(candidate: Candidate) -> list[str]:
     names = ["scikit-learn", "numpy", "pandas", "skops"]
     package = candidate.class_path.partition(".")[0]
     if package != "sklearn":
-        # The distribution may have another name than the package: xgboost-cpu.
-        names += metadata.packages_distributions().get(package, [])[:1]
+        names.append(_distribution(package))
     return [f"{name}=={metadata.version(name)}" for name in names]
+
+
+def _distribution(package: str) -> str:
+    """Return the name by which a package is installed: xgboost may be xgboost-cpu."""
+    for name in (package, f"{package}-cpu"):
+        try:
+            return str(metadata.distribution(name).name)
+        except metadata.PackageNotFoundError:
+            continue
+    return metadata.packages_distributions()[package][0]  # reads every file list: a second
