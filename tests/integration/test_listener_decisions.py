@@ -1,0 +1,381 @@
+"""What becomes of stored alerts, on a real Postgres; the pipeline's start is a function here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from psycopg2.extensions import connection as Connection
+
+from mlops.alerting.alerts import (
+    AlertLog,
+    Decision,
+    decide_waiting,
+    log_decision,
+    parse_notification,
+    store_alerts,
+    waiting_count,
+)
+from mlops.alerting.retrains import (
+    RetrainRunningError,
+    TriggerError,
+    close_retrain,
+    fail_stale_retrains,
+    latest_retrains,
+    open_retrain,
+    request_retrain,
+    unfinished_retrain,
+)
+from mlops.database import connect
+from mlops.dataset.card import Card, load_card
+from mlops.settings import Settings
+
+RULE = "Prediction drift"
+RULES = {RULE}
+
+
+class Mage:
+    """Stands in for the orchestrator: remembers what it was asked to start."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.away = False
+
+    def __call__(self, pipeline: str, variables: dict[str, Any]) -> int:
+        assert pipeline == "retrain"
+        if self.away:
+            raise ConnectionError("Mage does not answer\nand more lines")
+        self.started.append(variables)
+        return len(self.started)
+
+
+@pytest.fixture
+def mage() -> Mage:
+    return Mage()
+
+
+@pytest.fixture
+def card() -> Card:
+    return load_card("bank_marketing")
+
+
+@pytest.fixture
+def settings(database: Settings) -> Settings:
+    with connect(settings=database) as connection:
+        deploy(connection, "1")
+    return database.model_copy(update={"retrain_cool_down_s": 0})
+
+
+@pytest.fixture
+def connection(settings: Settings) -> Iterator[Connection]:
+    with connect(settings=settings) as opened:
+        yield opened
+
+
+def execute(connection: Connection, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        rows = cursor.fetchall() if cursor.description else []
+    connection.commit()
+    return rows
+
+
+def deploy(connection: Connection, version: str) -> None:
+    execute(connection, "UPDATE ops.deployments SET retired_at = now() WHERE retired_at IS NULL")
+    execute(
+        connection,
+        "INSERT INTO ops.deployments (card, model_version, cause)"
+        " VALUES ('bank_marketing', %s, 'test')",
+        version,
+    )
+
+
+def notify(
+    connection: Connection,
+    fingerprint: str = "a1",
+    status: str = "firing",
+    starts_at: str = "2026-01-01T00:00:00Z",
+    rule: str = RULE,
+    **labels: str,
+) -> tuple[int, int]:
+    alert = {
+        "status": status,
+        "labels": {"alertname": rule, "model_version": "1", "period": "2009-03", **labels},
+        "startsAt": starts_at,
+        "fingerprint": fingerprint,
+    }
+    stored = store_alerts(
+        connection, parse_notification(json.dumps({"status": status, "alerts": [alert]}))
+    )
+    connection.commit()
+    return stored.new, stored.repeated
+
+
+def decide(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> list[tuple[str, str]]:
+    decisions = decide_waiting(connection, card, mage, RULES, settings)
+    return [(each.alert.partition("/")[0], each.decision) for each in decisions]
+
+
+def test_an_alert_starts_one_retrain_and_is_handled(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    (started,) = mage.started
+    (retrain,) = latest_retrains(connection, card)
+    assert started == {
+        "retrain_id": retrain["id"],
+        "cause": "alert: Prediction drift (version 1, 2009-03)",
+    }
+    assert retrain["alert"] == "a1/2026-01-01T00:00:00+00:00"
+    assert retrain["outcome"] is None
+    assert execute(connection, "SELECT decision, retrain FROM ops.alerts") == [
+        ("retrain", retrain["id"])
+    ]
+    assert decide(connection, card, mage, settings) == []
+    assert waiting_count(connection) == 0
+
+
+def test_the_same_alert_again_starts_nothing(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    assert notify(connection) == (1, 0)
+    decide(connection, card, mage, settings)
+    close_retrain(connection, unfinished_retrain(connection, card) or "", "kept_champion", "gate")
+    for _ in range(3):
+        assert notify(connection) == (0, 1)
+    assert decide(connection, card, mage, settings) == []
+    assert len(mage.started) == 1
+    assert execute(connection, "SELECT repeats FROM ops.alerts") == [(3,)]
+
+
+def test_alerts_that_wait_together_are_answered_by_one_retrain(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection, "a1", period="2009-03")
+    notify(connection, "b2", period="2009-04")
+    assert decide(connection, card, mage, settings) == [("a1", "retrain"), ("b2", "joined")]
+    assert len(mage.started) == 1
+    assert len({row[0] for row in execute(connection, "SELECT retrain FROM ops.alerts")}) == 1
+
+
+def test_an_alert_that_comes_during_a_retrain_waits_for_its_end(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection, "a1")
+    decide(connection, card, mage, settings)
+    notify(connection, "b2", period="2009-04")
+    assert decide(connection, card, mage, settings) == [("b2", "waits")]
+    assert decide(connection, card, mage, settings) == []  # said once
+    close_retrain(connection, unfinished_retrain(connection, card) or "", "kept_champion", "gate")
+    assert decide(connection, card, mage, settings) == [("b2", "retrain")]
+
+
+def test_an_alert_about_a_version_that_was_replaced_is_superseded(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection)
+    deploy(connection, "2")
+    assert decide(connection, card, mage, settings) == [("a1", "superseded")]
+    assert mage.started == []
+
+
+def test_an_alert_that_resolved_meanwhile_starts_nothing(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection)
+    notify(connection, status="resolved")
+    notify(connection, status="firing")  # a repeat that came late
+    notify(connection, "b2", status="resolved")  # its firing was never heard of
+    assert decide(connection, card, mage, settings) == [("a1", "resolved"), ("b2", "resolved")]
+    assert mage.started == []
+
+
+def test_a_new_episode_ends_the_one_before(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    mage.away = True
+    notify(connection)
+    decide(connection, card, mage, settings)
+    notify(connection, starts_at="2026-02-01T00:00:00Z")
+    mage.away = False
+    assert decide(connection, card, mage, settings) == [("a1", "resolved"), ("a1", "retrain")]
+
+
+@pytest.mark.parametrize("rule", ["TestAlert", "DatasourceNoData", "DatasourceError", "Other"])
+def test_only_listed_rules_start_anything(
+    connection: Connection, card: Card, mage: Mage, settings: Settings, rule: str
+) -> None:
+    notify(connection, rule=rule)
+    assert decide(connection, card, mage, settings) == [("a1", "ignored")]
+    assert mage.started == []
+
+
+def test_the_cool_down_is_waited_for(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"retrain_cool_down_s": 600})
+    notify(connection)
+    decide(connection, card, mage, patient)
+    close_retrain(connection, unfinished_retrain(connection, card) or "", "kept_champion", "gate")
+    notify(connection, "b2", period="2009-04")
+    assert decide(connection, card, mage, patient) == [("b2", "waits")]
+    ((said,),) = execute(connection, "SELECT decision FROM ops.alerts WHERE fingerprint = 'b2'")
+    assert said.startswith("waits: cool-down")
+    execute(connection, "UPDATE ops.retrains SET finished_at = now() - interval '601 seconds'")
+    assert decide(connection, card, mage, patient) == [("b2", "retrain")]
+
+
+def test_an_alert_waits_for_mage_and_nothing_is_left_of_the_attempt(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    mage.away = True
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "waits")]
+    assert latest_retrains(connection, card) == []
+    ((said,),) = execute(connection, "SELECT decision FROM ops.alerts")
+    assert said == "waits: retrain was not started: Mage does not answer"
+    ((reserved,),) = execute(connection, "SELECT retrain FROM ops.alerts")
+    mage.away = False
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    # The same id: a run that Mage took without our hearing of it would be recognised by it.
+    assert mage.started[0]["retrain_id"] == reserved
+
+
+def test_a_crash_before_the_start_is_made_good(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    def killed(pipeline: str, variables: dict[str, Any]) -> int:
+        raise KeyboardInterrupt
+
+    notify(connection)
+    with pytest.raises(KeyboardInterrupt):
+        decide_waiting(connection, card, killed, RULES, settings)
+    left = unfinished_retrain(connection, card)
+    assert left is not None
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    assert [each["retrain_id"] for each in mage.started] == [left]
+    assert len(latest_retrains(connection, card)) == 1
+
+
+def test_a_retrain_that_nobody_finishes_is_given_up_and_frees_the_way(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    stuck = request_retrain(connection, card, "by hand", mage)
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "waits")]
+    execute(connection, "UPDATE ops.retrains SET started_at = now() - interval '2 hours'")
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    failed = next(r for r in latest_retrains(connection, card) if r["id"] == stuck)
+    assert failed["outcome"] == "failed"
+    assert "3600 s" in failed["reason"]
+
+
+def test_two_deciders_at_once_start_one_retrain(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection)
+
+    def one(_: int) -> list[Decision]:
+        with connect(settings=settings) as own:
+            return decide_waiting(own, card, mage, RULES, settings)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(8)))
+    assert len(mage.started) == 1
+
+
+def test_an_alert_without_a_version_label_is_the_champions(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    body = {
+        "status": "firing",
+        "alerts": [
+            {
+                "status": "firing",
+                "labels": {"alertname": RULE},
+                "startsAt": "2026-01-01T00:00:00Z",
+                "fingerprint": "c3",
+            }
+        ],
+    }
+    store_alerts(connection, parse_notification(json.dumps(body)))
+    connection.commit()
+    assert decide(connection, card, mage, settings) == [("c3", "retrain")]
+
+
+# The books
+
+
+def test_one_retrain_at_a_time_is_held_by_the_database(
+    connection: Connection, card: Card, mage: Mage
+) -> None:
+    first = request_retrain(connection, card, "by hand", mage)
+    with pytest.raises(RetrainRunningError, match=first):
+        request_retrain(connection, card, "by hand", mage)
+    with pytest.raises(RetrainRunningError):
+        open_retrain(connection, card)
+    assert open_retrain(connection, card, first) == first
+    assert len(mage.started) == 1
+
+
+def test_a_pipeline_started_by_hand_opens_its_own_row(connection: Connection, card: Card) -> None:
+    opened = open_retrain(connection, card, "run-7")
+    assert opened == "run-7"
+    assert open_retrain(connection, card, "run-7") == "run-7"  # an interrupted block runs again
+    close_retrain(connection, opened, "promoted", "better", champion="1", challenger="2")
+    with pytest.raises(RetrainRunningError, match="finished already"):
+        open_retrain(connection, card, "run-7")
+
+
+def test_a_refused_start_leaves_no_row(connection: Connection, card: Card, mage: Mage) -> None:
+    mage.away = True
+    with pytest.raises(TriggerError, match="Mage does not answer"):
+        request_retrain(connection, card, "by hand", mage)
+    assert latest_retrains(connection, card) == []
+
+
+def test_the_outcome_is_written_once_but_for_a_failure_that_was_none(
+    connection: Connection, card: Card
+) -> None:
+    opened = open_retrain(connection, card)
+    assert close_retrain(connection, opened, "failed", "given up")
+    assert not close_retrain(connection, opened, "failed", "again")
+    assert close_retrain(
+        connection, opened, "promoted", "better", champion_score=0.6, challenger_score=0.7, gate={}
+    )
+    assert not close_retrain(connection, opened, "kept_champion", "late")
+    (retrain,) = latest_retrains(connection, card)
+    assert (retrain["outcome"], retrain["reason"], retrain["gate"]) == ("promoted", "better", {})
+    with pytest.raises(LookupError, match="nobody"):
+        close_retrain(connection, "nobody", "failed", "x")
+
+
+def test_a_young_retrain_is_not_given_up(
+    connection: Connection, card: Card, settings: Settings
+) -> None:
+    open_retrain(connection, card)
+    assert fail_stale_retrains(connection, card, settings) == []
+
+
+def test_the_alert_log_has_a_line_for_every_decision(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    log = AlertLog(settings)
+    notify(connection)
+    notify(connection, "b2", rule="TestAlert")
+    decide_waiting(
+        connection, card, mage, RULES, settings, report=lambda each: log_decision(log, each)
+    )
+    log.close()
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert [(line["event"], line["decision"]) for line in lines] == [
+        ("decided", "ignored"),
+        ("decided", "retrain"),
+    ]
+    assert lines[1]["retrain"] == mage.started[0]["retrain_id"]
