@@ -170,6 +170,12 @@ def run_status(options: argparse.Namespace) -> int:
     table.add_section()
     table.add_row("", "", "", "", "", "", f"{sum(each.memory for each in healths) / 1e6:,.0f} MB")
     console.print(table)
+    orphans = [] if processes.supervisor_pid(settings) else processes.leftovers(settings)
+    if orphans:
+        console.print(
+            f"[red]{len(orphans)} processes outlived their supervisor[/]: "
+            "`make up` starts anew, `make down` ends them"
+        )
     return 0 if all(each.well for each in healths) else FAILED
 
 

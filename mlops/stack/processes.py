@@ -138,10 +138,11 @@ def start(settings: Settings, name: str) -> None:
         _proxy(settings).supervisor.startProcess(f"{group}:{name}", False)
 
 
-def stop_all(settings: Settings, timeout: float = 90.0) -> int:
-    """Stop supervisor and all it runs, then whatever else is left of the stack.
+def stop_all(settings: Settings, timeout: float = 90.0, patience: float = 10.0) -> int:
+    """Stop supervisor and all it runs within `timeout` s, then whatever else is left of the stack.
 
-    Returns how many processes had to be ended one by one. Works also where supervisor is dead.
+    What is left is asked to stop and, after `patience` s, killed. Returns how many
+    processes had to be ended one by one. Works also where supervisor is dead.
     """
     pid = supervisor_pid(settings)
     if pid is not None:
@@ -152,7 +153,7 @@ def stop_all(settings: Settings, timeout: float = 90.0) -> int:
                 supervisor.wait(timeout)
             if supervisor.is_running():
                 supervisor.kill()
-    ended = end_leftovers(settings)
+    ended = end_leftovers(settings, patience)
     _forget_socket(settings)
     (settings.state_dir / "supervisord.pid").unlink(missing_ok=True)
     return ended

@@ -82,7 +82,7 @@ def test_down_leaves_nothing_behind_after_supervisor_was_killed(settings: Settin
     supervisor.kill()
     wait_for(lambda: processes.supervisor_pid(settings) is None)
     assert len(processes.leftovers(settings)) == 3
-    assert processes.stop_all(settings) == 3
+    assert processes.stop_all(settings, patience=2.0) == 3
     assert processes.leftovers(settings) == []
 
 
