@@ -44,6 +44,8 @@ DARK = Palette(
     series=("#97a3af", "#6fa3a4", "#b3a27c", "#86aa9f", "#b99ba6"),
 )
 
+Unit = Literal["score", "share"]
+
 #: Passed to `st.plotly_chart`: no tool bar over small charts.
 CONFIG = {"displayModeBar": False}
 
@@ -191,7 +193,7 @@ def months_chart(
     colours: Palette = LIGHT,
     limit: float | None = None,
     minimum_rows: int = 0,
-    unit: Literal["score", "share"] = "score",
+    unit: Unit = "score",
 ) -> go.Figure:
     """Return `column` by month, one line a version, the one in production in the accent.
 
@@ -243,7 +245,7 @@ def months_chart(
     return figure
 
 
-def _format(unit: Literal["score", "share"], axis: bool = False) -> str:
+def _format(unit: Unit, axis: bool = False) -> str:
     if unit == "share":
         return ".0%" if axis else ".1%"
     return ".2f" if axis else ".3f"

@@ -6,6 +6,7 @@ and never calls the API, so it needs no Streamlit; it knows no column of any dat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,8 +25,7 @@ class Field:
 
     `default` is the typical value: None for a number, `EMPTY` for a category that is typically
     missing. `optional` says whether it may be left empty. `options` are a category's values, with
-    `EMPTY` first where it is optional. `step` is 1 for whole numbers, else about a hundredth of the
-    range.
+    `EMPTY` first where it is optional. `decimals` are those of about a hundredth of the range.
     """
 
     name: str
@@ -37,7 +37,17 @@ class Field:
     options: tuple[str, ...] = ()
     empty_label: str = "not known"
     integer: bool = False
-    step: float | int = 1
+    decimals: int = 0
+
+    @property
+    def step(self) -> float | int:
+        """Return by how much the buttons of a number move it."""
+        return 1 if self.integer else float(10**-self.decimals)
+
+    @property
+    def format(self) -> str | None:
+        """Return how to show a number: one decimal more than the step has; None if whole."""
+        return None if self.integer else f"%.{self.decimals + 1}f"
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,7 @@ def _number(entry: Mapping[str, Any], typical: Any, optional: bool) -> Field:
         optional=optional,
         empty_label=_empty_label(entry),
         integer=integer,
-        step=1 if integer else _step(low, high),
+        decimals=0 if integer else _decimals(low, high),
     )
 
 
@@ -156,11 +166,10 @@ def _help(entry: Mapping[str, Any], seen: str, optional: bool) -> str:
     return " ".join(part.rstrip(".") + "." for part in parts if part)
 
 
-def _step(low: float | None, high: float | None) -> float:
-    """Return about a hundredth of the range, rounded to a power of ten."""
+def _decimals(low: float | None, high: float | None) -> int:
+    """Return how many decimals a hundredth of the range has, 0 to 6; 2 where nothing is known."""
     span = (high or 0) - (low or 0)
-    exponent = len(str(int(span))) - 3 if span >= 1 else -2
-    return float(10**exponent)
+    return min(max(-round(math.log10(span / 100)), 0), 6) if span > 0 else 2
 
 
 def record(form: Sequence[Field], values: Mapping[str, Any]) -> dict[str, Any]:

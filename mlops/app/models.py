@@ -101,7 +101,7 @@ def show_leaderboard(history: History, colours: charts.Palette) -> None:
     version = champion["model_version"] if champion else None
     here = [(key, label, form) for key, label, form in METRICS if key in board]
     failed = board["reason"].notna()
-    in_production = board["version"].notna() & board["version"].eq(version)
+    in_production = board["version"].map(lambda its: version is not None and its == version)
     stage = failed.map({True: "failed", False: ""}).mask(in_production, "production")
     table = board.assign(stage=stage)
     row = st.container(horizontal=True, key="training")
@@ -127,7 +127,7 @@ def show_leaderboard(history: History, colours: charts.Palette) -> None:
             key="leaderboard_bars",
         )
     for candidate, reason in board.loc[failed, ["candidate", "reason"]].itertuples(index=False):
-        left.caption(f"{candidate} could not be fitted: {str(reason).splitlines()[0]}")
+        left.caption(f"{candidate} could not be fitted: {first_line(reason)}")
     if version is not None and not in_production.any():
         left.caption(f"Version {version}, in production, is of an earlier training.")
 
@@ -159,7 +159,7 @@ def show_months(history: History, colours: charts.Palette, settings: Settings) -
             config=charts.CONFIG,
             key="drift_by_month",
         )
-    labelled = (
+    labelled: tuple[tuple[Any, str, str, charts.Unit], ...] = (
         (auc, "roc_auc", "ROC AUC", "score"),
         (rate, "positive_rate", "Share of positives", "share"),
     )
@@ -215,8 +215,9 @@ def show_retrains(history: History) -> None:
             - pd.to_datetime(retrains["started_at"], utc=True)
         ).dt.total_seconds(),
     )
-    latest = table.iloc[0]
-    if latest["reason"]:
+    told = table[table["reason"] != ""]
+    if not told.empty:
+        latest = told.iloc[0]
         st.caption(f"Latest: {latest['outcome']} ({latest['versions']}). {latest['reason']}")
     st.dataframe(
         table,
@@ -302,6 +303,11 @@ def show_alerts(history: History) -> None:
                 },
                 key="states",
             )
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a reason that may come with a trace."""
+    return text.partition("\n")[0]
 
 
 def empty(message: str) -> None:

@@ -49,7 +49,7 @@ def ask(field: form.Field) -> Any:
             field.label,
             value=field.default,
             step=field.step,
-            format=None if field.integer else "%.4g",
+            format=field.format,
             help=field.help or None,
             placeholder=field.empty_label if field.optional else "a number",
             key=key,

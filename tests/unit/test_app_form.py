@@ -95,10 +95,19 @@ def test_a_number_starts_at_its_median_and_tells_unit_description_and_range() ->
 
 def test_a_decimal_number_moves_in_small_steps() -> None:
     field = by_name(CHURN)["discount"]
-    assert (field.default, field.step) == (0.05, 0.01)
+    assert (field.default, field.step, field.format) == (0.05, 0.01, "%.3f")
     assert field.optional
     assert field.help.endswith("May be left empty.")
     assert field.empty_label == "not known"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "step", "shown"),
+    [(0.0, 0.003, 1e-5, "%.6f"), (-8019.5, 102127.0, 1.0, "%.1f"), (4.0, 4.0, 0.01, "%.3f")],
+)
+def test_steps_follow_the_range(low: float, high: float, step: float, shown: str) -> None:
+    field = by_name(with_input("discount", min=low, max=high))["discount"]
+    assert (field.step, field.format) == (pytest.approx(step), shown)
 
 
 def test_the_cards_word_for_missing_stands_for_empty_and_is_no_value() -> None:
