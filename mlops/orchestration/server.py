@@ -8,11 +8,14 @@ block.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import hashlib
 import hmac
 import importlib
+import os
 import runpy
+import signal
 import sys
 import time
 from typing import Any
@@ -139,6 +142,21 @@ def mend_queue(process_queue: Any) -> None:
     process_queue.poll_job_and_execute = poll_job_and_execute
 
 
+def die_with_parent() -> None:
+    """Have every process that is forked from now on killed when the one that forked it is gone.
+
+    Mage's server leaves its scheduler behind when it crashes, and the next start would make a
+    second one that starts the same blocks. Linux only; elsewhere nothing is changed.
+    """
+    if sys.platform != "linux":
+        return
+    prctl = ctypes.CDLL(None).prctl
+    set_parent_death_signal = 1
+    os.register_at_fork(
+        after_in_child=lambda: prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    )
+
+
 def main() -> None:
     """Import what blocks share, then become `mage` with the arguments of this process."""
     for name in PRELOADED:
@@ -147,6 +165,7 @@ def main() -> None:
     importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     # By name: this module is also read where Mage is not installed, for the command alone.
     mend_queue(importlib.import_module("mage_ai.orchestration.queue.process_queue"))
+    die_with_parent()
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every page shared with children
     sys.argv[0] = "mage"
