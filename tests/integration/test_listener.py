@@ -1,0 +1,455 @@
+"""The listener as it is served: gunicorn from the services' environment, a real Postgres behind it.
+
+Mage is stood in for by a small HTTP server, which knows the one call that starts a pipeline, and by
+two tables in its database; the end-to-end test runs the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+import requests
+
+from mlops.alerting.evaluator import Evaluator
+from mlops.alerting.rules import load_provisioning, provisioning_environment
+from mlops.database import connect
+from mlops.orchestration.server import PROJECT
+from mlops.settings import ROOT, Settings
+from tests.fixtures.postgres import free_ports
+
+RULE = "Prediction drift"
+
+
+class Mage:
+    """What the listener sees of Mage: triggers in a table, and an API that starts a run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started: list[dict[str, Any]] = []
+        self.asked = threading.Event()
+        self.release = threading.Event()
+        self.release.set()
+        self._server: ThreadingHTTPServer | None = None
+
+    def execute(self, statement: str, *values: Any) -> None:
+        with connect("mage", settings=self.settings) as connection:
+            connection.cursor().execute(statement, values)
+
+    def start(self) -> None:
+        mage = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = self.rfile.read(int(self.headers["Content-Length"]))
+                mage.asked.set()
+                mage.release.wait(30)
+                token = mage.settings.secret("mage_trigger_token")
+                assert self.headers["Authorization"] == f"Bearer {token}"
+                variables = json.loads(content)["pipeline_run"]["variables"]
+                mage.started.append(variables)
+                mage.execute(
+                    "INSERT INTO pipeline_run (id, pipeline_uuid, variables)"
+                    " VALUES (%s, 'retrain', %s)",
+                    len(mage.started),
+                    json.dumps(variables),
+                )
+                answer = json.dumps({"pipeline_run": {"id": len(mage.started)}}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        address = (self.settings.host, self.settings.mage_port)
+        self._server = ThreadingHTTPServer(address, Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+
+@pytest.fixture
+def settings(database: Settings) -> Settings:
+    listener_port, mage_port = free_ports(2)
+    with connect(settings=database) as connection:
+        connection.cursor().execute(
+            "INSERT INTO ops.deployments (card, model_version, cause)"
+            " VALUES ('bank_marketing', '1', 'test')"
+        )
+    return database.model_copy(
+        update={"listener_port": listener_port, "mage_port": mage_port, "retrain_cool_down_s": 0}
+    )
+
+
+@pytest.fixture
+def mage(settings: Settings) -> Iterator[Mage]:
+    mage = Mage(settings)
+    mage.execute("DROP TABLE IF EXISTS pipeline_schedule, pipeline_run")
+    mage.execute(
+        "CREATE TABLE pipeline_schedule"
+        " (id integer, pipeline_uuid text, name text, schedule_type text, repo_path text)"
+    )
+    mage.execute("CREATE TABLE pipeline_run (id integer, pipeline_uuid text, variables json)")
+    mage.execute(
+        "INSERT INTO pipeline_schedule VALUES (1, 'retrain', 'api', 'API', %s)", str(PROJECT)
+    )
+    mage.start()
+    yield mage
+    mage.stop()
+    mage.execute("DROP TABLE pipeline_schedule, pipeline_run")
+
+
+class Listener:
+    """A running listener, and what can be asked of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = settings.listener_url
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = ROOT / ".venv-services" / "bin" / "python"
+        if not program.is_file():
+            pytest.fail(f"{program} is missing: run `make setup`, which makes both environments")
+        command = [
+            *[str(program), "-m", "gunicorn", "mlops.alerting.listener:create_app()"],
+            *["--bind", f"{self.settings.host}:{self.settings.listener_port}"],
+            *["--workers", "1", "--threads", "4", "--no-control-socket"],
+        ]
+        self.settings.state_dir.mkdir(parents=True, exist_ok=True)
+        self.output = self.settings.state_dir / "listener.out"
+        with self.output.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **self.settings.environment()},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        wait_for(lambda: self.health() is not None, 60, lambda: self.output.read_text())
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, how)
+            self._process.wait(20)
+            self._process = None
+
+    def health(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = requests.get(f"{self.url}/health", timeout=10).json()
+        except requests.ConnectionError:
+            return None
+        return found
+
+    def post(
+        self, content: Any, token: str | None = None, scheme: str = "Bearer"
+    ) -> requests.Response:
+        token = self.settings.secret("webhook_token") if token is None else token
+        data = content if isinstance(content, bytes | str) else json.dumps(content)
+        return requests.post(
+            f"{self.url}/alert",
+            data=data,
+            headers={"Authorization": f"{scheme} {token}"},
+            timeout=30,
+        )
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        path: Path = self.settings.state_dir / "logs" / "alerts.log"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def listener(settings: Settings, mage: Mage) -> Iterator[Listener]:
+    listener = Listener(settings)
+    listener.start()
+    yield listener
+    listener.stop()
+
+
+def wait_for(
+    condition: Callable[[], Any], seconds: float = 20, explain: Callable[[], str] = lambda: ""
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
+
+
+def rows(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def decisions(settings: Settings) -> list[tuple[Any, ...]]:
+    return rows(settings, "SELECT decision FROM ops.alerts WHERE handled_at IS NOT NULL")
+
+
+def body(rule: str = RULE, fingerprint: str = "c0ffee", status: str = "firing") -> dict[str, Any]:
+    """Return the body that Grafana posts, as its documentation shows it."""
+    return {
+        "receiver": "retrain",
+        "status": status,
+        "orgId": 1,
+        "version": "1",
+        "groupKey": "...",
+        "truncatedAlerts": 0,
+        "title": "[FIRING:1] ...",
+        "state": "alerting",
+        "message": "...",
+        "externalURL": "http://localhost:3000/",
+        "groupLabels": {"alertname": rule, "grafana_folder": "..."},
+        "commonLabels": {},
+        "commonAnnotations": {},
+        "alerts": [
+            {
+                "status": status,
+                "labels": {"alertname": rule, "model_version": "1", "period": "2009-03"},
+                "annotations": {},
+                "startsAt": "2026-01-01T00:00:00Z",
+                "endsAt": "0001-01-01T00:00:00Z",
+                "generatorURL": "",
+                "fingerprint": fingerprint,
+                "silenceURL": "",
+                "dashboardURL": "",
+                "panelURL": "",
+                "values": {"B": 0.23, "C": 1},
+                "valueString": "...",
+                "orgId": 1,
+            }
+        ],
+    }
+
+
+def test_an_alert_is_stored_answered_and_starts_the_pipeline(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    mage.release.clear()
+    try:
+        began = time.monotonic()
+        response = listener.post(body())
+        assert time.monotonic() - began < 5
+        assert response.status_code == 202
+        assert response.json() == {"received": 1, "new": 1, "repeated": 0}
+        assert rows(settings, "SELECT rule, status FROM ops.alerts") == [(RULE, "firing")]
+        assert mage.started == []  # answered before Mage was done
+    finally:
+        mage.release.set()
+    wait_for(lambda: decisions(settings))
+    ((retrain_id, finished),) = rows(settings, "SELECT id, finished_at FROM ops.retrains")
+    assert [each["retrain_id"] for each in mage.started] == [retrain_id]
+    assert finished is None
+    assert listener.health() == {
+        "status": "ok",
+        "database": True,
+        "starter": True,
+        "waiting": 0,
+        "retrain": retrain_id,
+        "refused": {},
+    }
+    wait_for(lambda: [line["event"] for line in listener.log] == ["received", "decided"])
+
+
+def test_a_storm_of_the_same_alert_starts_one_retrain(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: listener.post(body()), range(120)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert sum(answer.json()["new"] for answer in answers) == 1
+    wait_for(lambda: decisions(settings))
+    assert rows(settings, "SELECT repeats FROM ops.alerts") == [(119,)]
+    assert len(mage.started) == 1
+    assert len(rows(settings, "SELECT 1 FROM ops.retrains")) == 1
+
+
+def test_a_storm_of_different_alerts_starts_one_retrain_at_a_time(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        answers = pool.map(lambda i: listener.post(body(fingerprint=f"{i:x}")), range(60))
+        assert {answer.status_code for answer in answers} == {202}
+    wait_for(lambda: mage.started)
+    wait_for(
+        lambda: (
+            rows(
+                settings,
+                "SELECT count(*) FROM ops.alerts WHERE handled_at IS NULL AND decision IS NULL",
+            )
+            == [(0,)]
+        )
+    )
+    assert len(mage.started) == 1
+    assert len(rows(settings, "SELECT 1 FROM ops.retrains")) == 1
+
+
+@pytest.mark.parametrize("rule", ["TestAlert", "DatasourceNoData", "DatasourceError"])
+def test_grafanas_own_alerts_start_nothing(
+    listener: Listener, mage: Mage, settings: Settings, rule: str
+) -> None:
+    assert listener.post(body(rule)).status_code == 202
+    wait_for(lambda: decisions(settings))
+    assert decisions(settings) == [("ignored",)]
+    assert mage.started == []
+
+
+def test_without_the_token_nothing_is_taken(listener: Listener, settings: Settings) -> None:
+    token = settings.secret("webhook_token")
+    forged = [
+        *[listener.post(body(), token="forged"), listener.post(body(), token="")],
+        *[listener.post(body(), token=token[:-1]), listener.post(body(), scheme="Basic")],
+        listener.post(body(), token="tökén".encode().decode("latin-1")),
+        requests.post(f"{listener.url}/alert", json=body(), timeout=10),
+        requests.post(f"{listener.url}/alert?token={token}", json=body(), timeout=10),
+    ]
+    assert {answer.status_code for answer in forged} == {401}
+    assert rows(settings, "SELECT 1 FROM ops.alerts") == []
+    health = listener.health()
+    assert health is not None
+    assert health["refused"] == {"unauthorised": len(forged)}
+    assert token not in listener.output.read_text()
+
+
+def test_what_is_no_notification_is_refused_by_field(
+    listener: Listener, settings: Settings
+) -> None:
+    wrong = body()
+    wrong["alerts"][0]["startsAt"] = "yesterday"
+    refused = {
+        "alerts[0].startsAt": wrong,
+        "body": b"\xff",
+        "alerts": {"status": "firing", "alerts": []},
+        "status": {**body(), "status": "sad"},
+    }
+    for field, content in refused.items():
+        response = listener.post(content)
+        assert response.status_code == 400
+        assert response.json()["error"]["field"] == field
+    half = body()
+    half["alerts"].append({**half["alerts"][0], "fingerprint": "no hex"})
+    assert listener.post(half).status_code == 400
+    assert rows(settings, "SELECT 1 FROM ops.alerts") == []
+
+
+def test_a_body_that_is_too_large_is_refused(listener: Listener) -> None:
+    response = listener.post(b" " * 1_100_000)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"]
+
+
+def test_other_paths_and_methods_answer_in_json(listener: Listener) -> None:
+    assert requests.get(f"{listener.url}/alert", timeout=10).status_code == 405
+    answer = requests.post(f"{listener.url}/", timeout=10)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_an_alert_waits_for_mage_through_a_kill_of_the_listener(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    mage.stop()
+    assert listener.post(body()).status_code == 202
+    wait_for(lambda: rows(settings, "SELECT 1 FROM ops.alerts WHERE decision LIKE 'waits: %'"))
+    assert rows(settings, "SELECT 1 FROM ops.retrains") == []
+    listener.stop(signal.SIGKILL)
+    mage.start()
+    listener.start()  # and no further alert wakes it
+    wait_for(lambda: decisions(settings))
+    assert decisions(settings) == [("retrain",)]
+    assert len(mage.started) == 1
+
+
+def test_a_run_that_mage_took_before_the_kill_is_not_started_twice(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    mage.release.clear()
+    listener.post(body())
+    assert mage.asked.wait(20)
+    listener.stop(signal.SIGKILL)
+    mage.release.set()
+    wait_for(lambda: mage.started)
+    listener.start()
+    wait_for(lambda: decisions(settings))
+    assert decisions(settings) == [("retrain",)]
+    assert len(mage.started) == 1
+
+
+def test_without_postgres_the_sender_is_told_to_come_again(settings: Settings, mage: Mage) -> None:
+    (nobody,) = free_ports(1)
+    listener = Listener(settings.model_copy(update={"postgres_port": nobody}))
+    listener.start()
+    try:
+        assert listener.post(body()).status_code == 503
+        health = listener.health()
+        assert health is not None
+        assert (health["status"], health["database"]) == ("degraded", False)
+    finally:
+        listener.stop()
+
+
+def test_the_evaluators_own_post_is_taken(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    from datetime import datetime, timedelta, timezone
+
+    with connect(settings=settings) as connection:
+        connection.cursor().execute(
+            "INSERT INTO grafana.evidently_metrics"
+            " (model_version, period, row_count, prediction_drift, prediction_drift_noise)"
+            " VALUES ('1', '2009-03-01', 258, 0.55, 0.16)"
+        )
+    evaluator = Evaluator(load_provisioning(provisioning_environment(settings)), settings)
+    start = datetime.now(timezone.utc)
+    for second in range(0, 25, 5):
+        evaluator.tick(start + timedelta(seconds=second))
+    wait_for(lambda: decisions(settings))
+    ((cause, alert),) = rows(settings, "SELECT cause, alert FROM ops.retrains")
+    assert cause == "alert: Prediction drift (version 1, 2009-03)"
+    assert alert.startswith(evaluator.states[0].fingerprint)
+    assert len(mage.started) == 1
+
+
+def test_a_lock_on_the_alerts_ends_in_no_loss(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    """While a migration holds the table, the sender waits; afterwards all is there."""
+    with psycopg2.connect(
+        host=settings.postgres_host,
+        port=settings.postgres_port,
+        user="mlops",
+        password=settings.secret("postgres_password"),
+        dbname="mlops",
+    ) as blocker:
+        blocker.cursor().execute("LOCK TABLE ops.alerts IN EXCLUSIVE MODE")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(listener.post, body())
+            wait_for(
+                lambda: rows(
+                    settings,
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                    " AND query LIKE 'INSERT INTO ops.alerts%'",
+                )
+            )
+            blocker.rollback()
+            assert answer.result().status_code == 202
+    blocker.close()
+    wait_for(lambda: decisions(settings))
+    assert len(mage.started) == 1
