@@ -14,16 +14,18 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+import psycopg2
+from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlops.database import connect
+from mlops.orchestration.mage import MageError, set_trigger_tokens
 from mlops.settings import ROOT, Settings, get_settings
 from mlops.stack import checks, postgres, processes
 from mlops.stack.health import Health, last_lines, look
@@ -44,9 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (postgres.PostgresError, processes.SupervisorError) as error:
+    except (postgres.PostgresError, processes.SupervisorError, MageError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
+    except ValidationError as error:
+        for each in error.errors():  # not its `input`, which may be a secret
+            variable = f"MLOPS_{'_'.join(str(part) for part in each['loc']).upper()}"
+            console.print(f"[red]{variable}: {escape(each['msg'])}[/]")
+        return REFUSED
     except KeyboardInterrupt:
         console.print("interrupted; `make status` shows what runs, `make down` stops it")
         return 130
@@ -115,8 +122,8 @@ def run_up(options: argparse.Namespace) -> int:
         healths = _wait(settings, wanted)
         failed = [each for each in healths if not each.well]
         mage_is_well = any(each.service.name == "mage" and each.well for each in healths)
-        if mage_is_well and find_spec("mlops.orchestration.mage"):
-            import_module("mlops.orchestration.mage").set_trigger_tokens(settings)
+        if mage_is_well:
+            set_trigger_tokens(settings)
     for each in failed:
         _show_failure(settings, each)
     _show_addresses(settings, wanted)
@@ -234,15 +241,48 @@ def run_demo(options: argparse.Namespace) -> int:
     if code:
         return code
     stages = {"setup": (options.installed or now) - started, "up": time.time() - now}
-    return int(import_module("mlops.stack.demo").main(_settings(), started=started, stages=stages))
+    from mlops.stack.demo import main as demo
+
+    return demo(_settings(), started=started, stages=stages)
 
 
 def run_simulate(options: argparse.Namespace) -> int:
     """Play one month as live traffic and deliver its labels."""
     settings = _settings()
-    card = import_module("mlops.dataset.card").load_card(settings.card)
-    traffic = import_module("mlops.serving.traffic")
-    console.print(traffic.simulate_month(card, options.period, settings=settings))
+    # Imported here: `status` and `down` need not wait for pandas.
+    from mlops.dataset.card import CardError, load_card
+    from mlops.dataset.timeline import month_start
+    from mlops.serving.client import ApiUnavailable
+    from mlops.serving.traffic import TrafficError, simulate_month
+
+    try:
+        month_start(options.period)
+        card = load_card(settings.card)
+    except (ValueError, CardError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return REFUSED
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn())
+    try:
+        with connect(settings=settings) as connection, Progress(*columns, console=console) as bar:
+            task = bar.add_task(f"{options.period}: requests", total=None)
+            played = simulate_month(
+                options.period,
+                card,
+                connection,
+                progress=lambda sent, rows: bar.update(task, completed=sent, total=rows),
+                settings=settings,
+            )
+    except (TrafficError, ApiUnavailable) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    except psycopg2.OperationalError as error:
+        reason = str(error).strip().splitlines()[0]
+        console.print(f"[red]{escape(reason)}[/]: is the stack up? `make status`, `make up`")
+        return FAILED
+    console.print(
+        f"{played.period}: {played.rows:,} requests, {played.labelled:,} labels delivered, "
+        f"{played.warned:,} answered with a warning, {played.seconds:.1f} s"
+    )
     return 0
 
 
