@@ -59,8 +59,14 @@ class PredictClient:
         self.timeout = timeout
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between this machine and itself
+        # Connections that break off are tried again; what the API answers is never.
         retry = Retry(
-            total=3, backoff_factor=0.2, allowed_methods=None, status_forcelist=(), redirect=0
+            total=3,
+            backoff_factor=0.2,
+            allowed_methods=None,
+            status=0,
+            redirect=0,
+            respect_retry_after_header=False,
         )
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
         self._session.mount("https://", HTTPAdapter(max_retries=retry))

@@ -329,8 +329,8 @@ class PredictionLog:
         with self._lock:
             if self._spooled_bytes + self._bytes + len(line) > self.max_bytes:
                 raise LogUnavailable(
-                    f"the spool holds {self._spooled_bytes >> 20} MB of unshipped predictions,"
-                    f" its limit is {self.max_bytes >> 20} MB"
+                    f"the spool holds {self._spooled_bytes / 2**20:.1f} MB that Postgres has not"
+                    f" taken yet, its limit is {self.max_bytes / 2**20:.1f} MB"
                 )
             try:
                 if self._segment is None:
