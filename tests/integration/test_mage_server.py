@@ -1,0 +1,263 @@
+"""A real Mage: started as the stack starts it, over its API, to the pages that a person sees."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from pydantic import SecretStr
+
+from mlops.database import connect
+from mlops.dataset.card import load_card
+from mlops.dataset.generate import generate_csv
+from mlops.orchestration import mage
+from mlops.orchestration.server import PROJECT, mage_command
+from mlops.settings import ROOT, Settings
+from mlops.stack.services import launch_environment, services
+
+pytestmark = pytest.mark.timeout(240)
+
+READY_S = 150.0
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+class Server:
+    """Mage in a process group of its own, which may be killed and started again."""
+
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self.settings, self.log = settings, log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        service = next(each for each in services(self.settings) if each.name == "mage")
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                mage_command(self.settings),
+                env=launch_environment(service, self.settings),
+                cwd=ROOT,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        mage.wait_until_ready(READY_S, self.settings)
+        mage.set_trigger_tokens(self.settings)
+
+    def kill_server_only(self) -> list[psutil.Process]:
+        """Kill the server, as a crash would, and return the processes that it had."""
+        assert self.process is not None
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        return family
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def project_files() -> dict[str, str]:
+    """Checksums of what Mage could write to: project, pipelines, blocks."""
+    kinds = ("metadata.yaml", "triggers.yaml")
+    paths = [path for kind in kinds for path in PROJECT.rglob(kind)]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def unknown_to_git() -> set[str]:
+    done = subprocess.run(
+        ["git", "ls-files", "--others", "--exclude-standard", "--", "mlops"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {line for line in done.stdout.splitlines() if not line.endswith(".py")}
+
+
+@pytest.fixture(scope="module")
+def files_before() -> tuple[dict[str, str], set[str]]:
+    return project_files(), unknown_to_git()
+
+
+@pytest.fixture(scope="module")
+def server(
+    postgres: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+    files_before: tuple[dict[str, str], set[str]],
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("mage")
+    data = folder / "sample.csv"
+    data.write_bytes(generate_csv(load_card("bank_marketing"), seed=1))
+    settings = postgres.model_copy(update={"data": str(data)})
+    # What the tests of other modules have left in the shared server.
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS data.bank_marketing")
+        cursor.execute("TRUNCATE ops.ingested_files, ops.trainings, ops.retrains")
+    running = Server(settings, folder / "mage.log")
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def run(server: Server, pipeline: str, **variables: object) -> mage.Run:
+    run_id = mage.trigger_pipeline(pipeline, variables, server.settings)
+    return mage.wait_for_run(run_id, 90, settings=server.settings)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def test_training_without_data_fails_and_names_block_reason_and_log(server: Server) -> None:
+    with pytest.raises(mage.PipelineFailed) as failed:
+        run(server, "train")
+    assert failed.value.block == "train/start"
+    assert "run the pipeline prepare" in failed.value.reason
+    assert failed.value.log_path is not None
+    assert "Traceback" in failed.value.log_path.read_text()
+    assert str(failed.value.log_path) in str(failed.value)
+
+
+def test_a_retrain_that_fails_is_written_as_failed_with_its_reason(server: Server) -> None:
+    with pytest.raises(mage.PipelineFailed):
+        run(server, "retrain", retrain_id="r-1", cause="a test")
+    written: list[tuple[str, str, str]] = []
+
+    def is_written() -> bool:
+        with connect(settings=server.settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT cause, outcome, reason FROM ops.retrains"
+                " WHERE id = 'r-1' AND finished_at IS NOT NULL"
+            )
+            written[:] = cursor.fetchall()
+        return bool(written)
+
+    wait_for(is_written)
+    ((cause, outcome, reason),) = written
+    assert (cause, outcome) == ("a test", "failed")
+    assert "block retrain/open" in reason
+    assert "run the pipeline prepare" in reason
+
+
+def test_prepare_runs_over_the_api_and_stores_the_rows(server: Server) -> None:
+    said: list[str] = []
+    run_id = mage.trigger_pipeline("prepare", {}, server.settings)
+    done = mage.wait_for_run(run_id, 90, said.append, server.settings)
+    assert done.blocks == dict.fromkeys(
+        ("prepare/ingest", "prepare/store", "prepare/split_by_time"), "completed"
+    )
+    assert said
+    with connect(settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT rows, (SELECT count(*) FROM data.bank_marketing) FROM ops.ingested_files"
+        )
+        ((rows, stored),) = cursor.fetchall()
+    assert rows == stored > 1000
+
+
+def test_prepare_again_is_no_new_data(server: Server) -> None:
+    run(server, "prepare")
+    with connect(settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ops.ingested_files")
+        assert cursor.fetchone() == (1,)
+
+
+def test_a_run_has_each_block_once(server: Server) -> None:
+    """Made by API and scheduler at once, blocks stood there twice and ran twice."""
+    ids = [mage.trigger_pipeline("prepare", {}, server.settings) for _ in range(4)]
+    for run_id in ids:
+        mage.wait_for_run(run_id, 90, settings=server.settings)
+    with connect("mage", settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pipeline_run_id, count(*), count(DISTINCT block_uuid) FROM block_run"
+            " WHERE pipeline_run_id = ANY(%s) GROUP BY 1",
+            (ids,),
+        )
+        assert sorted(cursor.fetchall()) == [(run_id, 3, 3) for run_id in sorted(ids)]
+
+
+def test_a_wrong_token_is_an_error_although_mage_answers_200(server: Server) -> None:
+    wrong = server.settings.model_copy(update={"mage_trigger_token": SecretStr("wrong")})
+    with pytest.raises(mage.MageError, match="Invalid token"):
+        mage.trigger_pipeline("prepare", {}, wrong)
+
+
+def test_an_unknown_pipeline_is_an_error_that_names_the_known(server: Server) -> None:
+    with pytest.raises(mage.MageError, match="prepare, train, deploy"):
+        mage.trigger_pipeline("prepair", {}, server.settings)
+
+
+def test_an_unknown_run_is_an_error(server: Server) -> None:
+    with pytest.raises(mage.MageError, match="no run 999999"):
+        mage.run_status(999_999, server.settings)
+
+
+def test_nobody_gets_in_without_logging_in(server: Server) -> None:
+    answer = requests.get(f"{server.settings.mage_url}/api/pipelines", timeout=30).json()
+    assert "pipelines" not in answer
+    login = requests.post(
+        f"{server.settings.mage_url}/api/sessions",
+        json={"session": {"email": "admin@admin.com", "password": "admin"}},
+        timeout=30,
+    ).json()
+    assert "error" in login, "Mage's default owner is let in"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+def test_a_person_logs_in_and_sees_the_pipelines_with_their_descriptions(server: Server) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1200})
+        page.goto(f"{server.settings.mage_url}/sign-in")
+        page.locator("input:not([type=password])").first.fill(server.settings.mage_owner_email)
+        page.locator("input[type=password]").fill(server.settings.secret("mage_owner_password"))
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/overview**", timeout=60_000)
+        page.goto(f"{server.settings.mage_url}/pipelines")
+        for name in mage.PIPELINES:
+            expect(page.get_by_text(name, exact=True).first).to_be_visible(timeout=60_000)
+        expect(page.get_by_text("the same file is no new data")).to_be_visible()
+        page.goto(f"{server.settings.mage_url}/pipelines/train/edit")
+        for block in ("train/start", "train/fit_candidate", "train/leaderboard"):
+            expect(page.get_by_text(block, exact=True).first).to_be_visible(timeout=60_000)
+        browser.close()
+
+
+def test_mage_writes_nothing_into_the_repository(
+    server: Server, files_before: tuple[dict[str, str], set[str]]
+) -> None:
+    """Last but for the crash: pipelines have run, and pages been looked at."""
+    assert project_files() == files_before[0]
+    assert unknown_to_git() <= files_before[1]
+
+
+def test_a_crash_leaves_no_process_and_the_run_goes_on_after_the_restart(server: Server) -> None:
+    run_id = mage.trigger_pipeline("prepare", {}, server.settings)
+    wait_for(lambda: "running" in mage.run_status(run_id, server.settings).blocks.values())
+    family = server.kill_server_only()
+    assert len(family) >= 3  # scheduler, queue, worker
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(mage.MageUnavailable, match="does not answer"):
+        mage.trigger_pipeline("prepare", {}, server.settings)
+    server.start()
+    assert mage.wait_for_run(run_id, 90, settings=server.settings).status == "completed"
