@@ -123,6 +123,7 @@ def run_up(options: argparse.Namespace) -> int:
         failed = [each for each in healths if not each.well]
         mage_is_well = any(each.service.name == "mage" and each.well for each in healths)
         if mage_is_well:
+            postgres.migrate(settings)  # Mage has made its tables: hide its credentials
             set_trigger_tokens(settings)
     for each in failed:
         _show_failure(settings, each)
