@@ -1,0 +1,194 @@
+"""Stages of versions: exactly one in production, however often and from wherever."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from mlops.database import connect
+from mlops.registry.gate import evaluate_gate
+from mlops.registry.models import (
+    RegistryError,
+    current_deployment,
+    load_pipeline,
+    production_version,
+    promote,
+    record_deployment,
+    retire_production,
+    stage_top,
+)
+from mlops.training import tracking
+from mlops.training.fit import fit_candidate
+from mlops.training.trainings import finish_training, start_training
+from tests.fixtures.churn import churn_card, store_churn
+
+
+@pytest.fixture
+def settings(database, mlflow_server):
+    return database
+
+
+@pytest.fixture
+def card(tmp_path):
+    return churn_card(tmp_path, f"churn_{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def registry(settings, card) -> MlflowClient:
+    """A registry that holds versions 1 to 5 of the card, without models."""
+    client = tracking.client(settings)
+    client.create_registered_model(card.name)
+    run = client.create_run(client.create_experiment(card.name)).info
+    for _ in range(5):
+        client.create_model_version(card.name, f"{run.artifact_uri}/model", run.run_id)
+    return client
+
+
+def board(*versions):
+    return [{"version": version} for version in versions]
+
+
+def aliases(client, card):
+    return {k: str(v) for k, v in client.get_registered_model(card.name).aliases.items()}
+
+
+def stages(client, card):
+    found = client.search_model_versions(f"name = '{card.name}'")
+    return {str(each.version): each.tags.get("stage", "none") for each in found}
+
+
+def test_the_three_best_go_to_staging(registry, card, settings):
+    assert stage_top(board("4", "2", "5", "1", None), card, settings) == ["4", "2", "5"]
+    assert aliases(registry, card) == {"staging-1": "4", "staging-2": "2", "staging-3": "5"}
+    assert stages(registry, card) == {
+        **{"1": "none", "2": "staging", "3": "none", "4": "staging", "5": "staging"}
+    }
+
+
+def test_a_later_training_takes_the_places_in_staging(registry, card, settings):
+    stage_top(board("1", "2", "3"), card, settings)
+    stage_top(board("5"), card, settings)
+    assert aliases(registry, card) == {"staging-1": "5"}
+    assert stages(registry, card)["1"] == "none"
+
+
+def test_there_is_one_production_however_often_it_is_promoted(registry, card, settings):
+    assert production_version(card, settings) is None
+    assert promote("1", card, settings) is None
+    assert promote("1", card, settings) is None
+    assert promote("2", card, settings) == "1"
+    assert promote("2", card, settings) is None
+    assert promote("3", card, settings) == "2"
+    assert production_version(card, settings) == "3"
+    assert aliases(registry, card) == {"production": "3", "archived": "2"}
+    assert stages(registry, card) == {
+        **{"1": "archived", "2": "archived", "3": "production", "4": "none", "5": "none"}
+    }
+
+
+def test_staging_and_promotion_may_run_again(registry, card, settings):
+    leaderboard = board("4", "2", "5")
+    for _ in range(2):
+        stage_top(leaderboard, card, settings)
+        promote("4", card, settings)
+        assert aliases(registry, card) == {
+            **{"production": "4", "staging-2": "2", "staging-3": "5"}
+        }
+        assert stages(registry, card)["4"] == "production"
+
+
+def test_a_former_champion_can_come_back(registry, card, settings):
+    promote("1", card, settings)
+    promote("2", card, settings)
+    assert promote("1", card, settings) == "2"
+    assert aliases(registry, card) == {"production": "1", "archived": "2"}
+    assert stages(registry, card)["1"] == "production"
+    assert stages(registry, card)["2"] == "archived"
+
+
+def test_an_interrupted_promotion_is_healed_by_the_next(registry, card, settings):
+    promote("1", card, settings)
+    # As if the process had died after the first, and after the second write of promote("2").
+    registry.set_registered_model_alias(card.name, "archived", "1")
+    assert promote("2", card, settings) == "1"
+    registry.set_registered_model_alias(card.name, "archived", "2")
+    registry.set_registered_model_alias(card.name, "production", "3")
+    promote("3", card, settings)
+    assert aliases(registry, card) == {"production": "3", "archived": "2"}
+    assert list(stages(registry, card).values()).count("production") == 1
+
+
+def test_a_version_that_does_not_exist_is_not_promoted(registry, card, settings):
+    promote("1", card, settings)
+    with pytest.raises(RegistryError, match="has no version 99"):
+        promote("99", card, settings)
+    assert aliases(registry, card) == {"production": "1"}
+
+
+def test_the_history_has_one_open_row(settings, card):
+    with connect(settings=settings) as connection:
+        assert current_deployment(connection, card) is None
+        first = record_deployment(
+            connection, card, "1", cause="first", candidate="Linear", gate={"promote": True}
+        )
+        assert record_deployment(connection, card, "1", cause="again") == first
+        second = record_deployment(connection, card, "2", cause="drift", training_id="t2")
+    with connect(settings=settings) as connection:
+        current = current_deployment(connection, card)
+        assert (current["id"], current["model_version"], current["cause"]) == (second, "2", "drift")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT model_version, retired_at IS NULL, gate FROM ops.deployments ORDER BY id"
+            )
+            assert cursor.fetchall() == [("1", False, {"promote": True}), ("2", True, None)]
+
+
+def test_production_can_be_retired_with_none_to_follow(registry, card, settings):
+    promote("1", card, settings)
+    with connect(settings=settings) as connection:
+        record_deployment(connection, card, "1", cause="first")
+        assert retire_production(connection, card, settings) == "1"
+        assert retire_production(connection, card, settings) is None
+        assert current_deployment(connection, card) is None
+    assert aliases(registry, card) == {"archived": "1"}
+    assert stages(registry, card)["1"] == "archived"
+    assert promote("2", card, settings) is None
+
+
+def test_nothing_was_ever_registered(settings, card):
+    assert production_version(card, settings) is None
+    with connect(settings=settings) as connection:
+        assert retire_production(connection, card, settings) is None
+
+
+def test_the_gate_compares_both_models_on_the_challengers_validation_rows(settings, card, tmp_path):
+    candidates = tmp_path / "candidates.yaml"
+    candidates.write_text(
+        "Good: {class: sklearn.linear_model.LogisticRegression, scale: true}\n"
+        "Weak: {class: sklearn.tree.DecisionTreeClassifier, params: {max_depth: 1}}\n"
+    )
+    settings = settings.model_copy(update={"card": str(card.path), "candidates": candidates})
+    store_churn(settings, card)
+    with connect(settings=settings) as connection:
+        start_training(connection, card, "test", "2020-01", "2020-04", "t1", settings)
+        for name in ("Good", "Weak"):
+            fit_candidate(name, "t1", connection, settings)
+        good, weak = finish_training(connection, "t1", settings)
+        assert good["candidate"] == "Good"
+
+        first = evaluate_gate(connection, card, weak["version"], None, settings)
+        assert first.promote
+        better = evaluate_gate(connection, card, good["version"], weak["version"], settings)
+        assert better.promote
+        logged = weak["metrics"]["validation_roc_auc"]
+        assert better.numbers["champion_roc_auc"] == pytest.approx(logged)
+        assert better.numbers["rows"] == 250
+        assert better.numbers["champion_saw_window"] is True
+        worse = evaluate_gate(connection, card, weak["version"], good["version"], settings)
+        assert not worse.promote
+        again = evaluate_gate(connection, card, good["version"], good["version"], settings)
+        assert again.promote
+        assert "in production already" in again.reason
+    assert load_pipeline(card, good["version"], settings)["classifier"].C == 1.0
