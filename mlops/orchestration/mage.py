@@ -7,6 +7,7 @@ Mage's own database, where states stand the moment that they change and no login
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ TRIGGER = "api"
 _ENDED = ("completed", "failed", "cancelled")
 _POLL_S = 0.2
 _LOG_LINES = 25
+_MAGES_OWN = re.compile(r"^(Start|Finish) executing block |^\[DynamicChildItemCounter")
 
 
 class MageError(RuntimeError):
@@ -191,22 +193,6 @@ def wait_for_run(
         time.sleep(_POLL_S)
 
 
-def run_pipeline(
-    pipeline: str,
-    variables: Mapping[str, Any],
-    timeout: float = 1800.0,
-    settings: Settings | None = None,
-) -> Run:
-    """Run `pipeline` once for these `variables`: a run that was started with them is waited for.
-
-    So a block that starts a pipeline may itself run again. Raises as wait_for_run does.
-    """
-    run_id = find_run(pipeline, variables, settings)
-    if run_id is None:
-        run_id = trigger_pipeline(pipeline, variables, settings)
-    return wait_for_run(run_id, timeout, settings=settings)
-
-
 def set_trigger_tokens(settings: Settings | None = None) -> None:
     """Give every API trigger in Mage's database our token; make those that are missing.
 
@@ -328,8 +314,9 @@ def _read_log(path: Path | None) -> tuple[str, str]:
         except ValueError:
             continue
         if record.get("level") == "EXCEPTION":
-            fault = _exception_of(str(record.get("error", "")))
-        elif record.get("level") == "INFO" and " executing block" not in record.get("message", ""):
+            # The first: what comes after it is the fault of a callback.
+            fault = fault or _exception_of(str(record.get("error", "")))
+        elif record.get("level") == "INFO" and not _MAGES_OWN.search(record.get("message", "")):
             printed.append(str(record.get("message", "")))
     return "\n".join(printed[-_LOG_LINES:]), fault
 
