@@ -202,16 +202,16 @@ def _serve(
             client.wait_for_version(version, settings.predict_workers, answer_limit)
     except (PayloadRefused, TimeoutError) as fault:
         raise DeploymentError(
-            f"version {version} was taken back: {fault}. {_take_back(before, version, settings)}"
+            f"version {version} was taken back: {fault}. {_take_back(before, version, answer_limit, settings)}"
         ) from fault
     except BaseException:
-        _take_back(before, version, settings)
+        _take_back(before, version, 0.0, settings)
         raise
     progress(f"API: every worker answers as version {version} ({time.monotonic() - began:.1f} s)")
     return onnx.max_difference
 
 
-def _take_back(before: str | None, version: str, settings: Settings) -> str:
+def _take_back(before: str | None, version: str, answer_limit: float, settings: Settings) -> str:
     """Put the link back and return what answers now, as a sentence."""
     if before is None:
         remove_current(settings.payloads_dir)
@@ -221,7 +221,9 @@ def _take_back(before: str | None, version: str, settings: Settings) -> str:
     switch_current(settings.payloads_dir, before)
     try:
         with PredictClient(settings.predict_url) as client:
-            client.wait_for_version(before, settings.predict_workers, _BACK_LIMIT_S)
+            client.wait_for_version(
+                before, settings.predict_workers, min(answer_limit, _BACK_LIMIT_S)
+            )
     except (PayloadRefused, TimeoutError):
         return f"The link names version {before} again, which does not answer: see `make status`"
     return f"Version {before} answers"

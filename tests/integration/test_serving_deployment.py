@@ -1,0 +1,326 @@
+"""From a finished training to an API that answers with it, and to traffic and tests over it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from psycopg2.extensions import connection as Connection
+
+from mlops.database import connect
+from mlops.dataset.card import Card, load_card
+from mlops.dataset.rows import load_window, store
+from mlops.dataset.sources import RawData
+from mlops.dataset.timeline import period_range
+from mlops.registry.models import current_deployment, production_version
+from mlops.serving import deployment, testing
+from mlops.serving.client import PredictClient
+from mlops.serving.deployment import DeploymentError, deploy
+from mlops.serving.export import ParityError, export_onnx
+from mlops.serving.payload import current_version
+from mlops.serving.testing import score_unseen
+from mlops.serving.traffic import (
+    TrafficError,
+    deliver_labels,
+    forget_simulations,
+    simulate_month,
+)
+from mlops.settings import Settings
+from mlops.training.fit import fit_candidate
+from mlops.training.trainings import finish_training, start_training
+from tests.fixtures.predict import PredictServer, await_, make_rows
+
+CARD_NAME = "deployment_test"
+ROWS = 300  # a month
+
+
+@dataclass
+class Stack:
+    """What the stack would hold: settings, card, an API, and trainings that have finished."""
+
+    settings: Settings
+    card: Card
+    server: PredictServer
+    first: str
+    second: str
+
+    def answering(self) -> str:
+        with PredictClient(self.server.url) as client:
+            return str(client.health()["version"])
+
+
+@pytest.fixture(scope="module")
+def stack(
+    postgres: Settings, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("deployment")
+    content = yaml.safe_load(load_card("bank_marketing").path.read_text())
+    content["name"] = CARD_NAME
+    content.pop("sample")
+    (folder / "card.yaml").write_text(yaml.safe_dump(content))
+    linear = {"class": "sklearn.linear_model.LogisticRegression", "scale": True}
+    (folder / "two.yaml").write_text(
+        yaml.safe_dump({"Good": {**linear, "params": {"C": 1.0}},
+                        "Weak": {**linear, "params": {"C": 1e-7}}})
+    )  # fmt: skip
+    (folder / "one.yaml").write_text(yaml.safe_dump({"Same": {**linear, "params": {"C": 1.0}}}))
+    settings = postgres.model_copy(
+        update={
+            "card": str(folder / "card.yaml"),
+            "candidates": folder / "two.yaml",
+            "payloads_dir": folder / "payloads",
+            "state_dir": folder / "state",
+        }
+    )
+    card = load_card(settings.card)
+    months = period_range("2008-11", "2009-06")
+    frames = [make_rows(card, ROWS, seed).assign(period=m) for seed, m in enumerate(months)]
+    raw = RawData(pd.concat(frames, ignore_index=True), "0" * 64, "generated", "test", 1)
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute("TRUNCATE serving.predictions, ops.test_results")
+        store(connection, card, raw)
+    train("first", card, settings)
+    train("second", card, settings.model_copy(update={"candidates": folder / "one.yaml"}))
+    server = PredictServer(settings)
+    try:
+        yield Stack(settings, card, server, f"{CARD_NAME}-first", f"{CARD_NAME}-second")
+    finally:
+        server.stop()
+
+
+def train(name: str, card: Card, settings: Settings) -> None:
+    training_id = f"{CARD_NAME}-{name}"
+    with connect(settings=settings) as connection:
+        start_training(connection, card, "test", "2008-11", "2009-02", training_id)
+    for candidate in yaml.safe_load(Path(settings.candidates).read_text()):
+        with connect(settings=settings) as connection:
+            fit_candidate(candidate, training_id, connection, settings)
+    with connect(settings=settings) as connection:
+        finish_training(connection, training_id, settings)
+
+
+@contextmanager
+def database(stack: Stack) -> Iterator[Connection]:
+    with connect(settings=stack.settings) as connection:
+        yield connection
+
+
+def rows_of(stack: Stack, query: str) -> list[tuple[Any, ...]]:
+    with database(stack) as connection, connection.cursor() as cursor:
+        cursor.execute(query)
+        return list(cursor.fetchall())
+
+
+def start_when_deployed(server: PredictServer) -> threading.Thread:
+    """Do as supervisor does: the API starts once there is a payload."""
+
+    def start() -> None:
+        await_((server.settings.payloads_dir / "current" / "predict.py").exists, timeout=60)
+        server.start(wait=False)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    return thread
+
+
+def test_first_deployment_brings_the_best_to_production(stack: Stack) -> None:
+    starter = start_when_deployed(stack.server)
+    lines: list[str] = []
+    with database(stack) as connection:
+        done = deploy(stack.first, connection, "test", lines.append, settings=stack.settings)
+    starter.join()
+    assert (done.outcome, done.champion) == ("promoted", None)
+    assert done.production == done.version == stack.answering()
+    assert done.version == production_version(stack.card, stack.settings)
+    assert done.max_difference is not None
+    assert done.max_difference <= 1e-5
+    assert done.gate["challenger_roc_auc"] > 0.5
+    assert any("every worker answers" in line for line in lines)
+    with database(stack) as connection:
+        row = current_deployment(connection, stack.card)
+    assert row is not None
+    assert (row["model_version"], row["candidate"], row["cause"]) == (done.version, "Good", "test")
+    with PredictClient(stack.server.url) as client:
+        model = client.model()
+    assert model["candidate"] == "Good"
+    assert model["training"]["rows"] == 2 * ROWS
+    assert (model["training"]["window_start"], model["training"]["window_end"]) == (
+        "2008-11",
+        "2009-02",
+    )
+    assert model["threshold"] == model["metrics"]["validation_threshold"]
+
+
+def test_deploying_again_changes_nothing(stack: Stack) -> None:
+    before = rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id")
+    with database(stack) as connection:
+        again = deploy(stack.first, connection, "again", print, settings=stack.settings)
+    assert again.version == again.champion == again.production == stack.answering()
+    assert rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id") == before
+
+
+def test_unseen_months_are_scored_alike_by_sklearn_and_over_the_api(stack: Stack) -> None:
+    version = stack.answering()
+    lines: list[str] = []
+    with database(stack) as connection:
+        results = score_unseen(connection, stack.card, version, lines.append, stack.settings)
+    assert [each.period for each in results] == ["2009-03", "2009-04", "2009-05"]
+    assert all(each.rows == ROWS and each.max_difference <= 1e-5 for each in results)
+    assert all(each.metrics["roc_auc"] > 0.6 for each in results)
+    stored = rows_of(
+        stack,
+        "SELECT period::text, rows, metrics ->> 'roc_auc', max_difference"
+        f" FROM ops.test_results WHERE model_version = '{version}' ORDER BY period",
+    )
+    assert [(f"{r.period}-01", r.rows, r.max_difference) for r in results] == [
+        (period, rows, difference) for period, rows, _, difference in stored
+    ]
+    assert lines[-1].count("\n") == 3
+
+
+def test_difference_between_api_and_sklearn_is_refused(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = testing.score_window
+    monkeypatch.setattr(testing, "score_window", lambda *args: score(*args) + 2e-5)
+    with pytest.raises(ParityError, match="file row"), database(stack) as connection:
+        score_unseen(connection, stack.card, stack.answering(), print, stack.settings)
+
+
+def test_month_is_played_labelled_and_never_doubled(stack: Stack) -> None:
+    told: list[tuple[int, int]] = []
+    with database(stack) as connection:
+        played = simulate_month(
+            "2009-03",
+            stack.card,
+            connection,
+            progress=lambda done, of: told.append((done, of)),
+            settings=stack.settings,
+        )
+        again = simulate_month("2009-03", stack.card, connection, settings=stack.settings)
+    assert (played.rows, played.labelled, played.versions) == (ROWS, ROWS, (stack.answering(),))
+    assert told[-1] == (ROWS, ROWS)
+    assert replace(again, seconds=0) == replace(played, seconds=0)
+    where = "FROM serving.predictions WHERE purpose = 'simulation'"
+    assert rows_of(
+        stack, f"SELECT count(*), count(DISTINCT period), min(period)::text, count(label) {where}"
+    ) == [(ROWS, 1, "2009-03-01", ROWS)]
+    with database(stack) as connection:
+        learnable = load_window(connection, stack.card, "2009-03", "2009-03")
+    assert len(learnable) == ROWS
+    source = make_rows(stack.card, ROWS, seed=4)
+    assert sorted(learnable["age"].fillna(-1)) == sorted(source["age"].fillna(-1))
+    assert learnable["target"].sum() == source["target"].sum()
+
+
+def test_label_that_changes_is_taken_and_one_without_prediction_is_not_counted(
+    stack: Stack,
+) -> None:
+    (name, label), *_ = rows_of(
+        stack,
+        "SELECT request_id, label FROM serving.predictions WHERE purpose = 'simulation' LIMIT 1",
+    )
+    with database(stack) as connection:
+        assert deliver_labels(connection, [(name, 0, 1 - label), ("nobody", 0, 1)]) == 1
+        assert deliver_labels(connection, [(name, 0, label)]) == 1
+        assert deliver_labels(connection, []) == 0
+
+
+def test_month_that_is_not_to_come_is_refused_naming_those_that_are(stack: Stack) -> None:
+    for period in ("2009-01", "2012-01"):
+        with (
+            pytest.raises(TrafficError, match="2009-03, 2009-04, 2009-05, 2009-06"),
+            database(stack) as connection,
+        ):
+            simulate_month(period, stack.card, connection, settings=stack.settings)
+
+
+def test_simulations_are_forgotten_and_nothing_else(stack: Stack) -> None:
+    with database(stack) as connection:
+        assert forget_simulations(connection) == ROWS
+    assert rows_of(stack, "SELECT DISTINCT purpose FROM serving.predictions") == [("test",)]
+
+
+def test_challenger_that_is_no_better_leaves_the_champion(stack: Stack) -> None:
+    champion = stack.answering()
+    with database(stack) as connection:
+        kept = deploy(stack.second, connection, "test", print, settings=stack.settings)
+    assert (kept.outcome, kept.production, kept.champion) == ("kept_champion", champion, champion)
+    assert kept.version != champion
+    assert kept.max_difference is None
+    assert stack.answering() == champion == production_version(stack.card, stack.settings)
+
+
+def generous(stack: Stack) -> Settings:
+    """A gate that lets anybody through."""
+    return stack.settings.model_copy(update={"gate_margin": -1.0})
+
+
+def test_model_that_the_api_cannot_load_is_taken_back(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = stack.answering()
+    before = rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id")
+
+    def broken(*args: Any) -> Any:
+        return replace(export_onnx(*args), content=b"no model")
+
+    monkeypatch.setattr(deployment, "export_onnx", broken)
+    with (
+        pytest.raises(DeploymentError, match=f"cannot load.*Version {champion} answers"),
+        database(stack) as connection,
+    ):
+        deploy(stack.second, connection, "test", print, settings=generous(stack))
+    assert current_version(stack.settings.payloads_dir) == champion == stack.answering()
+    assert production_version(stack.card, stack.settings) == champion
+    assert rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id") == before
+
+
+def test_better_challenger_takes_over_and_the_champion_is_retired(stack: Stack) -> None:
+    champion = stack.answering()
+    with database(stack) as connection:
+        done = deploy(stack.second, connection, "test", print, settings=generous(stack))
+    assert (done.outcome, done.champion, done.production) == ("promoted", champion, done.version)
+    assert stack.answering() == done.version == production_version(stack.card, stack.settings)
+    assert rows_of(
+        stack,
+        "SELECT model_version, retired_at IS NULL FROM ops.deployments"
+        f" WHERE card = '{CARD_NAME}' ORDER BY id",
+    ) == [(champion, False), (done.version, True)]
+
+
+def test_api_that_is_down_leaves_everything_as_it_was(stack: Stack) -> None:
+    champion = stack.answering()
+    stack.server.stop()
+    with (
+        pytest.raises(DeploymentError, match="0 of 2 workers answer"),
+        database(stack) as connection,
+    ):
+        deploy(stack.first, connection, "test", print, answer_limit=1.0, settings=generous(stack))
+    assert current_version(stack.settings.payloads_dir) == champion
+    assert production_version(stack.card, stack.settings) == champion
+
+
+def test_champion_whose_payload_is_gone_is_served_again(stack: Stack) -> None:
+    champion = production_version(stack.card, stack.settings)
+    (stack.settings.payloads_dir / "current").unlink()
+    starter = start_when_deployed(stack.server)
+    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
+    with database(stack) as connection:
+        done = deploy(stack.first, connection, "test", print, settings=strict)
+    starter.join()
+    assert (done.outcome, done.production) == ("kept_champion", champion)
+    assert stack.answering() == champion
+
+
+def test_nothing_to_deploy_is_said(stack: Stack) -> None:
+    other = stack.settings.model_copy(update={"card": "bank_marketing"})
+    with pytest.raises(DeploymentError, match="run the pipeline train"), database(stack) as c:
+        deploy(None, c, "test", print, settings=other)
