@@ -6,8 +6,8 @@ Distances are Evidently's, by named methods, so that they do not change with the
 
 Sampling noise. A small month differs from the reference by chance alone. Measured on Bank Marketing
 (docs/monitoring.md has the command): 200 rows drawn from the reference itself, 3,472 rows, lie at a
-score drift of 0.09 in the mean and above 0.1 in about a third of the draws, so a bare threshold of
-0.1 would alarm on months in which nothing has happened. `prediction_drift_noise` is what chance
+score drift of 0.09 in the mean and above 0.1 in three of ten draws, so a bare threshold of 0.1
+would alarm on months in which nothing has happened. `prediction_drift_noise` is what chance
 reaches in a month of that size; a drift that does not pass it is no finding.
 """
 
@@ -35,7 +35,7 @@ CATEGORY_METHOD = "jensenshannon"
 ALL_OR_NOTHING = 1.0
 """Drift of a column that has values on one side only; Evidently refuses to measure these."""
 
-_NOISE_DRAWS = 300
+_NOISE_DRAWS = 1000
 _NOISE_QUANTILE = 0.99
 _SMALLEST_NORM = 0.001  # Evidently's, for a reference that hardly varies
 
@@ -46,7 +46,7 @@ class Drift:
 
     prediction_drift: float
     prediction_drift_noise: float
-    """What chance alone exceeds in one of a hundred months of this many rows."""
+    """What chance alone exceeds in about one of a hundred months of this many rows."""
     columns: dict[str, float]
     """Distance by column, for all columns whose drift the card wants compared."""
     num_drifted_columns: int
@@ -126,7 +126,7 @@ def missing_share(frame: pd.DataFrame, card: Card) -> float:
 
 
 def sampling_noise(reference_scores: np.ndarray, rows: int, seed: int) -> float:
-    """Return the score drift that one of a hundred months of `rows` rows exceeds by chance alone.
+    """Return the score drift that chance alone exceeds in about one of a hundred months of `rows`.
 
     By bootstrap: months drawn from the reference itself, each measured against the reference by the
     distance that Evidently names `wasserstein`. It knows nothing of how months differ from one

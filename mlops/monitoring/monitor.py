@@ -19,9 +19,13 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.rows import from_features
 from mlops.dataset.timeline import month_start, period_of
 from mlops.monitoring.drift import SCORE, Drift, measure_drift, missing_share
+from mlops.registry.models import RegistryError, current_deployment, get_version
 from mlops.settings import Settings, get_settings
+from mlops.training import tracking
+from mlops.training.errors import TrainingError
 from mlops.training.metrics import accuracy, best_f1_threshold, brier, roc_auc
 
 MEASURED_PURPOSES = ("live", "simulation")
@@ -168,9 +172,7 @@ def load_current(connection: Connection, card: Card, version: str, period: str) 
             (version, month_start(period), MEASURED_PURPOSES),
         )
         rows = cursor.fetchall()
-    frame = pd.DataFrame([row[0] for row in rows]).reindex(columns=card.feature_names)
-    frame[card.numbers] = frame[card.numbers].apply(pd.to_numeric, errors="coerce")
-    frame[card.categories] = frame[card.categories].astype(object).fillna("")
+    frame = from_features(card, [row[0] for row in rows])
     frame[SCORE] = [row[1] for row in rows]
     frame[TARGET] = pd.Series([row[2] for row in rows], dtype="float64")
     frame[PERIOD] = period
@@ -183,21 +185,14 @@ def load_reference(card: Card, version: str, settings: Settings | None = None) -
     Raises NothingToMonitorError, naming version and run, if the version or its reference is gone.
     """
     settings = settings or get_settings()
-    # Heavy, and of no use to who measures a frame only.
-    from mlflow.exceptions import MlflowException
-
-    from mlops.training import tracking
-    from mlops.training.errors import TrainingError
-
     try:
-        run_id = tracking.client(settings).get_model_version(card.name, version).run_id
+        run_id = get_version(card, version, settings).run_id
         if not run_id:
             raise NothingToMonitorError(f"version {version} of {card.name} names no MLflow run")
         return tracking.load_reference(run_id, settings)
-    except (MlflowException, TrainingError) as error:
+    except (RegistryError, TrainingError) as error:
         raise NothingToMonitorError(
-            f"version {version} of {card.name} has no reference at {settings.mlflow_url}: {error}. "
-            "Train and deploy again to have one."
+            f"version {version} has no reference to compare with: {error}"
         ) from error
 
 
@@ -220,17 +215,12 @@ def store_metrics(connection: Connection, metrics: MonthMetrics) -> None:
 
 
 def _production_version(connection: Connection, card: Card) -> str:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT model_version FROM ops.deployments WHERE card = %s AND retired_at IS NULL",
-            (card.name,),
-        )
-        row = cursor.fetchone()
-    if row is None:
+    deployment = current_deployment(connection, card)
+    if deployment is None:
         raise NothingToMonitorError(
             f"no version of {card.name} is in production: run the pipelines train and deploy first"
         )
-    return str(row[0])
+    return str(deployment["model_version"])
 
 
 def _write_atomically(path: Path, text: str) -> None:
