@@ -201,9 +201,8 @@ def _serve(
         with PredictClient(settings.predict_url) as client:
             client.wait_for_version(version, settings.predict_workers, answer_limit)
     except (PayloadRefused, TimeoutError) as fault:
-        raise DeploymentError(
-            f"version {version} was taken back: {fault}. {_take_back(before, version, answer_limit, settings)}"
-        ) from fault
+        now = _take_back(before, version, answer_limit, settings)
+        raise DeploymentError(f"version {version} was taken back: {fault}. {now}") from fault
     except BaseException:
         _take_back(before, version, 0.0, settings)
         raise
