@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
     parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
     retrain_window_months: int = 6
-    retrain_cool_down_s: int = 600
+    retrain_cool_down_s: int = Field(60, description="Rest between two retrains.")
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
     test_months: int = Field(3, description="Months after the window that test scores.")
 
