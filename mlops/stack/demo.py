@@ -114,9 +114,9 @@ class Demo:
         with self.stage(name) as show:
             run = mage.trigger_pipeline(name, variables, self.settings)
             mage.wait_for_run(run, PIPELINE_LIMIT_S, progress=show, settings=self.settings)
-            self.facts.results[name] = self._result_of(name)
+            self.facts.results[name] = self._result_of(name, variables)
 
-    def _result_of(self, name: str) -> str:
+    def _result_of(self, name: str, variables: dict[str, Any]) -> str:
         if name == "prepare":
             found = self.row(
                 "SELECT rows, origin, source FROM ops.ingested_files WHERE card = %s"
@@ -128,9 +128,7 @@ class Demo:
             return f"{found['rows']:,} rows ({found['origin']})"
         if name == "train":
             found = self.row(
-                "SELECT leaderboard FROM ops.trainings WHERE card = %s AND finished_at IS NOT NULL"
-                " ORDER BY finished_at DESC LIMIT 1",
-                self.card.name,
+                "SELECT leaderboard FROM ops.trainings WHERE id = %s", variables["training_id"]
             )
             assert found is not None
             best = found["leaderboard"][0]
@@ -175,14 +173,32 @@ class Demo:
         Simulated traffic is the file played back, so deleting it loses nothing, and the version in
         production is archived, not deleted: the API answers with it until the next deploy.
         """
-        with self.stage("start over"), connect(settings=self.settings) as connection:
-            forgotten = forget_simulations(connection)
-            retired = retire_production(connection, self.card, settings=self.settings)
+        with self.stage("start over") as show:
+            retired = self._retire()
+            # With nothing in production the waiting alerts are superseded; what runs, runs on.
+            deadline = time.monotonic() + PIPELINE_LIMIT_S
+            while self.row(
+                "SELECT id FROM ops.retrains WHERE card = %s AND finished_at IS NULL",
+                self.card.name,
+            ):
+                show("waiting for the retrain that is under way")
+                if time.monotonic() > deadline:
+                    raise LoopOpenError(
+                        "a retrain is still under way: see pipeline retrain in Mage"
+                    )
+                time.sleep(POLL_S)
+            retired = self._retire() or retired
+            with connect(settings=self.settings) as connection:
+                forgotten = forget_simulations(connection)
             self.facts.results["start over"] = (
                 f"version {retired} archived, {forgotten:,} simulated predictions forgotten"
                 if retired
                 else "nothing to forget"
             )
+
+    def _retire(self) -> str | None:
+        with connect(settings=self.settings) as connection:
+            return retire_production(connection, self.card, settings=self.settings)
 
     def simulate(self, period: str) -> None:
         with self.stage("simulate") as show, connect(settings=self.settings) as connection:
@@ -263,8 +279,9 @@ class Demo:
         since = self._now()
         self.start_over()
         self.pipeline("prepare")
-        self.pipeline("train")
-        self.pipeline("deploy")
+        training_id = f"demo-{since:%Y%m%dT%H%M%S}"
+        self.pipeline("train", training_id=training_id, cause="demo")
+        self.pipeline("deploy", training_id=training_id, cause="demo")
         self.pipeline("test")
         with connect(settings=self.settings) as connection:
             to_come = periods_to_come(connection, self.card)[:MOST_MONTHS]
