@@ -43,7 +43,11 @@ class Server:
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(
                 mage_command(self.settings),
-                env=launch_environment(service, self.settings),
+                # No MLflow runs here: what needs it shall fail at once, not after seven tries.
+                env={
+                    **launch_environment(service, self.settings),
+                    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+                },
                 cwd=ROOT,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -134,22 +138,28 @@ def test_training_without_data_fails_and_names_block_reason_and_log(server: Serv
     assert str(failed.value.log_path) in str(failed.value)
 
 
-def test_a_retrain_that_fails_is_written_as_failed_with_its_reason(server: Server) -> None:
-    with pytest.raises(mage.PipelineFailed):
-        run(server, "retrain", retrain_id="r-1", cause="a test")
+def outcome_of(server: Server, retrain_id: str) -> tuple[str, str, str]:
+    """Cause, outcome and reason of a retrain, once they are written."""
     written: list[tuple[str, str, str]] = []
 
     def is_written() -> bool:
         with connect(settings=server.settings) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "SELECT cause, outcome, reason FROM ops.retrains"
-                " WHERE id = 'r-1' AND finished_at IS NOT NULL"
+                " WHERE id = %s AND finished_at IS NOT NULL",
+                (retrain_id,),
             )
             written[:] = cursor.fetchall()
         return bool(written)
 
     wait_for(is_written)
-    ((cause, outcome, reason),) = written
+    return written[0]
+
+
+def test_a_retrain_that_fails_is_written_as_failed_with_its_reason(server: Server) -> None:
+    with pytest.raises(mage.PipelineFailed):
+        run(server, "retrain", retrain_id="r-1", cause="a test")
+    cause, outcome, reason = outcome_of(server, "r-1")
     assert (cause, outcome) == ("a test", "failed")
     assert "block retrain/open" in reason
     assert "run the pipeline prepare" in reason
@@ -169,6 +179,17 @@ def test_prepare_runs_over_the_api_and_stores_the_rows(server: Server) -> None:
         )
         ((rows, stored),) = cursor.fetchall()
     assert rows == stored > 1000
+
+
+def test_a_retrain_whose_parallel_blocks_fail_is_written_as_failed(server: Server) -> None:
+    """Without MLflow no candidate can be fitted."""
+    with pytest.raises(mage.PipelineFailed) as failed:
+        run(server, "retrain", retrain_id="r-2")
+    assert str(failed.value.block).startswith("train/fit_candidate:")
+    _, outcome, reason = outcome_of(server, "r-2")
+    assert outcome == "failed"
+    assert "block train/fit_candidate" in reason
+    assert server.settings.mlflow_url.removeprefix("http://").partition(":")[2] in reason
 
 
 def test_prepare_again_is_no_new_data(server: Server) -> None:

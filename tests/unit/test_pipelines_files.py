@@ -36,6 +36,8 @@ def parts(pipeline: str) -> list[dict[str, Any]]:
 
 
 def file_of(block: dict[str, Any]) -> Path:
+    if given := block["configuration"].get("file_path"):
+        return PROJECT / given
     return PROJECT / FOLDERS[block["type"]] / f"{block['uuid']}.py"
 
 
@@ -117,6 +119,13 @@ def test_every_block_of_retrain_is_watched_by_the_callback() -> None:
     assert metadata["run_pipeline_in_one_process"] is False
     watched = {name for each in metadata["callbacks"] for name in each["upstream_blocks"]}
     assert watched == {block["uuid"] for block in metadata["blocks"]}
+
+
+def test_a_callback_of_the_dynamic_block_watches_that_alone() -> None:
+    """Mage cannot fetch the inputs of any other, and the callback then is not run."""
+    for callback in load("retrain", "metadata.yaml")["callbacks"]:
+        watched = callback["upstream_blocks"]
+        assert "train/start" not in watched or watched == ["train/start"]
 
 
 @pytest.mark.parametrize("path", block_files(), ids=lambda path: path.parent.name + "/" + path.stem)
