@@ -73,6 +73,7 @@ def export_onnx(
 
 def score_onnx(content: bytes, card: Card, frame: pd.DataFrame) -> np.ndarray:
     """Return P(target = 1) of each row of `frame`: the double of the float32 that ONNX gives."""
+    ort.disable_telemetry_events()  # 1.31 reports to its vendor unless told not to
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
