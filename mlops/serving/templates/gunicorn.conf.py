@@ -17,6 +17,7 @@ sys.dont_write_bytecode = True  # a payload stays as it was rendered
 _others = [path for path in sys.path if not (Path(path) / "model.onnx").exists()]
 sys.path[:] = [str(_folder), *_others]  # after a reload the payload before this one is gone
 os.environ["PREDICT_PAYLOAD"] = str(_link)
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime 1.31 starts it when it is imported
 
 # Shared by the master and every worker it forks: the payload that answered last, for a worker that
 # has to start while `current` is broken.

@@ -5,6 +5,7 @@
 # they wait if Postgres is away.
 FROM python:3.11-slim-bookworm
 
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /srv/predict
 COPY requirements.txt .
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -r requirements.txt
@@ -14,8 +15,7 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pred
 COPY predict.py gunicorn.conf.py model.onnx model.json ./
 RUN python predict.py
 
-ENV MLOPS_HOST=0.0.0.0 MLOPS_PREDICT_PORT=9696 MLOPS_STATE_DIR=/var/lib/predict \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+ENV MLOPS_HOST=0.0.0.0 MLOPS_PREDICT_PORT=9696 MLOPS_STATE_DIR=/var/lib/predict
 USER predict
 EXPOSE 9696
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s --retries=3 \

@@ -194,7 +194,7 @@ class Model:
             self.inputs = [Input(spec, markers) for spec in self.card["inputs"]]
             self.names = frozenset(each.name for each in self.inputs)
             self.code = code_digest(folder)
-            ort.disable_telemetry_events()  # 1.31 reports to its vendor unless told not to
+            ort.disable_telemetry_events()
             options = ort.SessionOptions()
             options.intra_op_num_threads = 1
             options.inter_op_num_threads = 1
