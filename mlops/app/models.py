@@ -285,7 +285,7 @@ def show_alerts(history: History) -> None:
     with right:
         st.markdown("**States of the rules**")
         if history.states.empty:
-            empty("The alert evaluator has not run; with Grafana, the states stand there.")
+            empty("No rule is pending or firing. Where Grafana runs, the states stand there.")
         else:
             st.dataframe(
                 history.states.assign(labels=history.states["labels"].map(labels_in_words)),
