@@ -217,7 +217,7 @@ class Demo:
             deadline = time.monotonic() + ALERT_LIMIT_S
             while time.monotonic() < deadline:
                 alert = self.row(
-                    "SELECT * FROM ops.alerts WHERE retrain IS NOT NULL AND handled_at >= %s"
+                    "SELECT * FROM ops.alerts WHERE decision = 'retrain' AND handled_at >= %s"
                     " ORDER BY handled_at DESC LIMIT 1",
                     since,
                 )
