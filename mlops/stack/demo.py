@@ -8,6 +8,7 @@ watches: the alert, the retrain and the new version have to come by themselves. 
 from __future__ import annotations
 
 import json
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from rich.table import Table
 from mlops.database import connect
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import periods_to_come
+from mlops.dataset.sources import read_source
 from mlops.orchestration import mage
 from mlops.registry.models import current_deployment, retire_production
 from mlops.serving.client import ApiUnavailable, PredictClient
@@ -89,16 +91,19 @@ class Demo:
         self.console = console
         self.card: Card = load_card(settings.card)
         self.facts = Facts(settings.state_dir / "demo.json", started)
+        self.played: dict[str, int] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[str], None]]:
         """Time a stage under `name` (a second stay adds up) and show what it is doing."""
         began = time.monotonic()
-        with self.console.status(f"{name} …") as status:
-            yield lambda text: status.update(f"{name} · {text}")
-        seconds = time.monotonic() - began
-        self.facts.stages[name] = self.facts.stages.get(name, 0.0) + seconds
-        self.facts.write()
+        try:
+            with self.console.status(f"{name} …") as status:
+                yield lambda text: status.update(f"{name} · {text}")
+        finally:
+            seconds = time.monotonic() - began
+            self.facts.stages[name] = self.facts.stages.get(name, 0.0) + seconds
+            self.facts.write()
         result = self.facts.results.get(name, "")
         self.console.print(f"[green]✔[/] {name:<9} {seconds:6.1f} s  {result}", highlight=False)
 
@@ -119,13 +124,12 @@ class Demo:
     def _result_of(self, name: str, variables: dict[str, Any]) -> str:
         if name == "prepare":
             found = self.row(
-                "SELECT rows, origin, source FROM ops.ingested_files WHERE card = %s"
+                "SELECT rows FROM ops.ingested_files WHERE card = %s"
                 " ORDER BY ingested_at DESC LIMIT 1",
                 self.card.name,
             )
             assert found is not None
-            self.facts.update(rows=found["rows"], source=found["origin"])
-            return f"{found['rows']:,} rows ({found['origin']})"
+            return f"{found['rows']:,} rows"
         if name == "train":
             found = self.row(
                 "SELECT leaderboard FROM ops.trainings WHERE id = %s", variables["training_id"]
@@ -175,13 +179,14 @@ class Demo:
         """
         with self.stage("start over") as show:
             retired = self._retire()
-            # With nothing in production the waiting alerts are superseded; what runs, runs on.
+            # With nothing in production the listener drops waiting alerts; what runs, runs on.
             deadline = time.monotonic() + PIPELINE_LIMIT_S
             while self.row(
-                "SELECT id FROM ops.retrains WHERE card = %s AND finished_at IS NULL",
+                "SELECT id FROM ops.retrains WHERE card = %s AND finished_at IS NULL"
+                " UNION ALL SELECT fingerprint FROM ops.alerts WHERE handled_at IS NULL",
                 self.card.name,
             ):
-                show("waiting for the retrain that is under way")
+                show("waiting for the alert or retrain that is under way")
                 if time.monotonic() > deadline:
                     raise LoopOpenError(
                         "a retrain is still under way: see pipeline retrain in Mage"
@@ -200,6 +205,19 @@ class Demo:
         with connect(settings=self.settings) as connection:
             return retire_production(connection, self.card, settings=self.settings)
 
+    def fetch(self) -> None:
+        """Read the source here once: a download shows its progress, and prepare finds it cached."""
+        with self.stage("data") as show:
+
+            def progress(done: int, total: int | None) -> None:
+                show(f"{done / 1e6:.1f} MB" + (f" of {total / 1e6:.1f} MB" if total else ""))
+
+            raw = read_source(self.card, self.settings, progress)
+            self.facts.update(rows=raw.rows, source=raw.origin)
+            self.facts.results["data"] = f"{raw.origin}: {raw.source}"
+        if raw.notice:
+            self.console.print(f"[yellow]{escape(raw.notice)}[/]", highlight=False)
+
     def simulate(self, period: str) -> None:
         with self.stage("simulate") as show, connect(settings=self.settings) as connection:
 
@@ -209,7 +227,11 @@ class Demo:
             played = simulate_month(
                 period, self.card, connection, settings=self.settings, progress=progress
             )
-            self.facts.results["simulate"] = f"{period}: {played.rows:,} requests, labels delivered"
+            self.played[period] = played.rows
+            self.facts.results["simulate"] = (
+                f"{' and '.join(self.played)}: {sum(self.played.values()):,} requests,"
+                " labels delivered"
+            )
 
     def wait_for_alert(self, since: datetime) -> dict[str, Any]:
         """Return the alert that started a retrain after `since`, or raise LoopOpenError."""
@@ -277,6 +299,7 @@ class Demo:
     def run(self) -> None:
         """Run the loop; return when it has closed, raise LoopOpenError or the fault if not."""
         since = self._now()
+        self.fetch()
         self.start_over()
         self.pipeline("prepare")
         training_id = f"demo-{since:%Y%m%dT%H%M%S}"
@@ -326,6 +349,8 @@ def show_result(demo: Demo) -> None:
     for name, seconds in facts.stages.items():
         table.add_row(name, f"{seconds:.1f}", facts.results.get(name, ""))
     console.print(table)
+    if facts.values["source"] == "generated":
+        console.print("[yellow]The data is GENERATED: no figure here is of real customers.[/]")
     addresses = Table.grid(padding=(0, 2))
     for name, url in (
         ("Mage", settings.mage_url),
@@ -357,6 +382,8 @@ def main(
     demo = Demo(settings, console, started or time.time())
     demo.facts.stages.update(stages or {})
     demo.facts.write()
+    # The notice of generated data is printed here, where a person looks, and need not be logged too.
+    logging.getLogger("mlops").addHandler(logging.NullHandler())
     console.rule("[bold]The loop")
     try:
         demo.run()
@@ -374,9 +401,5 @@ def main(
         console.print("loop: open")
         return 1
     show_result(demo)
-    if demo.facts.values["source"] == "generated":
-        console.print(
-            "[yellow]The data was GENERATED (no internet, no MLOPS_DATA): not real rows.[/]"
-        )
     console.print("loop: closed")
     return 0

@@ -6,12 +6,14 @@ One demo runs for the module; the tests look at what it left behind.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import psycopg2
 import pytest
 from psycopg2.extras import RealDictCursor
 
+from mlops.alerting.alerts import alert_key
 from mlops.database import database_url
 from mlops.orchestration.mage import PIPELINES
 from mlops.serving.client import PredictClient
@@ -71,7 +73,10 @@ def test_one_retrain_is_on_record_with_its_alert_and_scores(
     retrains = rows_of(stack, "SELECT * FROM ops.retrains")
     promoted = [row for row in retrains if row["outcome"] == "promoted"]
     assert len(promoted) == 1
-    assert promoted[0]["alert"] == demo["alert"]["fingerprint"]
+    alert = demo["alert"]
+    assert promoted[0]["alert"] == alert_key(
+        alert["fingerprint"], datetime.fromisoformat(alert["starts_at"])
+    )
     assert promoted[0]["challenger"] == demo["production_after"]
     assert promoted[0]["champion"] == demo["production_before"]
     assert promoted[0]["challenger_score"] == pytest.approx(demo["challenger_auc"])
