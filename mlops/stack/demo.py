@@ -382,7 +382,7 @@ def main(
     demo = Demo(settings, console, started or time.time())
     demo.facts.stages.update(stages or {})
     demo.facts.write()
-    # The notice of generated data is printed here, where a person looks, and need not be logged too.
+    # The notice of generated data is printed where a person looks, and need not be logged too.
     logging.getLogger("mlops").addHandler(logging.NullHandler())
     console.rule("[bold]The loop")
     try:
