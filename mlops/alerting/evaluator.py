@@ -29,6 +29,7 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
+from mlops.alerting.heartbeat import beat, forget_beat
 from mlops.alerting.notification import Group, group_alerts, notification_body
 from mlops.alerting.rules import (
     RULES_FOLDER,
@@ -75,6 +76,11 @@ class Evaluator:
         self._due: dict[str, datetime] = {}
         self._quiet_until: dict[str, datetime] = {}
         self._down: set[str] = set()
+
+    @property
+    def away(self) -> set[str]:
+        """What the last look could not reach: Postgres, a contact point, a rule's query."""
+        return set(self._down)
 
     @property
     def states(self) -> list[AlertState]:
@@ -239,13 +245,18 @@ def to_samples(rule: Rule, names: list[str], rows: Iterable[tuple[Any, ...]]) ->
 
 
 def run(settings: Settings, stop: threading.Event, folder: Path = RULES_FOLDER) -> None:
-    """Evaluate until `stop` is set. Raises UnsupportedRuleError before the first evaluation."""
+    """Evaluate until `stop` is set, with a heartbeat after each look.
+
+    Raises UnsupportedRuleError before the first evaluation.
+    """
+    forget_beat(settings)
     provisioning = load_provisioning(provisioning_environment(settings), folder)
     for rule in provisioning.rules:
         log.info("rule %r of %s, every %s", rule.title, rule.file.name, rule.interval)
     evaluator = Evaluator(provisioning, settings)
     while not stop.is_set():
         evaluator.tick(datetime.now(timezone.utc))
+        beat(settings, evaluator.away)
         stop.wait(TICK_S)
 
 

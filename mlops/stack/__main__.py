@@ -29,6 +29,7 @@ from mlops.orchestration.mage import MageError, set_trigger_tokens
 from mlops.settings import ROOT, Settings, get_settings
 from mlops.stack import checks, postgres, processes
 from mlops.stack.health import Health, last_lines, look
+from mlops.stack.proxies import bypass
 from mlops.stack.secrets import ensure_secrets
 from mlops.stack.services import Service, services
 
@@ -288,10 +289,15 @@ def run_simulate(options: argparse.Namespace) -> int:
 
 
 def _settings() -> Settings:
-    """Return the settings, with the secrets that may just have been generated."""
+    """Return the settings, with the secrets that may just have been generated.
+
+    From here on this process asks the stack's servers directly, whatever proxy is set.
+    """
     ensure_secrets()
     get_settings.cache_clear()
-    return get_settings()
+    settings = get_settings()
+    os.environ.update(bypass(os.environ, settings))
+    return settings
 
 
 def _problems(settings: Settings, wanted: list[Service]) -> list[str]:

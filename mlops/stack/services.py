@@ -13,10 +13,12 @@ from pathlib import Path
 
 import requests
 
+from mlops.alerting.heartbeat import heartbeat_complaint
 from mlops.database import database_url
 from mlops.orchestration.server import mage_command, mage_environment
 from mlops.settings import ROOT, Settings, get_settings
 from mlops.stack import postgres
+from mlops.stack.proxies import bypass
 from mlops.stack.secrets import secret_names
 
 SERVICES_PYTHON = ROOT / ".venv-services" / "bin" / "python"
@@ -109,10 +111,10 @@ def services(settings: Settings | None = None) -> list[Service]:
             lambda: [python, "-m", "gunicorn", "-c", str(payload / "gunicorn.conf.py")],
             settings.predict_port,
             "MLOPS_PREDICT_PORT",
-            lambda: _answers(f"{settings.predict_url}/health"),
+            lambda: _reports_ok(f"{settings.predict_url}/health"),
             secrets=("predict_db_password",),
             waits_for=payload / "predict.py",
-            stop_seconds=35,  # gunicorn gives requests under way 30 s
+            stop_seconds=10,  # gunicorn gives requests under way 5 s
             address=settings.predict_url,
         ),
         Service(
@@ -124,11 +126,8 @@ def services(settings: Settings | None = None) -> list[Service]:
             ],
             settings.listener_port,
             "MLOPS_LISTENER_PORT",
-            lambda: _answers(f"{settings.listener_url}/health"),
-            secrets=(
-                *("postgres_password", "webhook_token"),
-                *("mage_trigger_token", "mage_owner_password"),
-            ),
+            lambda: _reports_ok(f"{settings.listener_url}/health"),
+            secrets=("postgres_password", "webhook_token", "mage_trigger_token"),
             address=settings.listener_url,
         ),
         Service(
@@ -151,6 +150,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             Service(
                 "evaluator",
                 lambda: [python, "-m", "mlops.alerting.evaluator"],
+                health=lambda: heartbeat_complaint(settings),
                 secrets=("postgres_password", "grafana_db_password", "webhook_token"),
             )
         )
@@ -166,12 +166,16 @@ def find_grafana() -> Path | None:
 
 
 def launch_environment(service: Service, settings: Settings | None = None) -> dict[str, str]:
-    """Return the environment that `service` runs in: this one, settings, and its own secrets."""
+    """Return the environment that `service` runs in: this one, settings, and its own secrets.
+
+    A proxy stays, for the internet, but the stack's own servers are asked without it.
+    """
     settings = settings or get_settings()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     visible = settings.environment()
     hidden = {f"MLOPS_{name.upper()}" for name in secret_names() if name not in service.secrets}
     environment = {**inherited, **visible, **service.environment()}
+    environment.update(bypass(environment, settings))
     for name in hidden:
         environment.pop(name, None)
     environment.setdefault("PYTHONUNBUFFERED", "1")
@@ -180,10 +184,39 @@ def launch_environment(service: Service, settings: Settings | None = None) -> di
 
 def _answers(url: str) -> str | None:
     """Return None if `url` answers 200, else what it does instead."""
+    answer = _ask(url)
+    return answer if isinstance(answer, str) else None
+
+
+def _reports_ok(url: str) -> str | None:
+    """Return None if the health that `url` answers is "ok", else what it says is wrong.
+
+    Servers of ours answer 200 also when they can do only a part of their work.
+    """
+    answer = _ask(url)
+    if isinstance(answer, str):
+        return answer
+    try:
+        report = answer.json()
+        status = report["status"]
+    except (ValueError, TypeError, KeyError):
+        return "answers without a status"
+    if status == "ok":
+        return None
+    reasons = [
+        str(report.get("load_error") or ""),
+        "its database does not answer" if report.get("database") is False else "",
+        "its thread does not run" if report.get("starter") is False else "",
+    ]
+    return ": ".join([str(status), *filter(None, reasons)])
+
+
+def _ask(url: str) -> requests.Response | str:
+    """Return the answer of `url`, or why there is none that counts."""
     try:
         response = requests.get(url, timeout=_PROBE_TIMEOUT_S)
     except requests.Timeout:
         return f"no answer within {_PROBE_TIMEOUT_S:.0f} s"
     except requests.RequestException:
         return "does not answer"
-    return None if response.ok else f"answers {response.status_code}"
+    return response if response.ok else f"answers {response.status_code}"
