@@ -158,3 +158,9 @@ GRANT INSERT ON serving.predictions TO predict;
 -- does not pass it is no finding, and the alert rule does not count it.
 ALTER TABLE grafana.evidently_metrics
     ADD COLUMN IF NOT EXISTS prediction_drift_noise double precision;
+
+-- What became of a file by the card's rules: the same file is new data once these have changed.
+ALTER TABLE ops.ingested_files ADD COLUMN IF NOT EXISTS data_digest text;
+-- A file may belong to more than one card.
+ALTER TABLE ops.ingested_files DROP CONSTRAINT IF EXISTS ingested_files_pkey;
+CREATE UNIQUE INDEX IF NOT EXISTS ingested_files_once_a_card ON ops.ingested_files (card, sha256);

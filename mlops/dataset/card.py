@@ -156,7 +156,9 @@ class TimeAxis(_Part):
         None, description='Optional column of a file that gives the period as "2009-03".'
     )
     history_until: Period | None = Field(
-        None, description="Last period that may be learnt from; what follows has yet to happen."
+        None,
+        description="Last period of files that may be learnt from; what follows has yet to happen."
+        " Without it, all that files hold is history.",
     )
     validation_months: int = Field(2, ge=1, description="Latest months of a window.")
 
@@ -183,7 +185,7 @@ class TimeAxis(_Part):
 class SampleFile(_Part):
     """The published marginals that a sample is generated from, and how these hang together."""
 
-    file: Text = Field(description="Beside the card; written by `mlops.dataset.generate --derive`.")
+    file: Text = Field(description="Beside the card; written by `mlops.dataset.derive`.")
     follows: dict[str, str] = Field(
         {}, description="Column → the column whose missing values leave it at its usual value."
     )

@@ -54,20 +54,26 @@ def store(connection: Connection, card: Card, raw: RawData) -> Ingestion:
     """Store the rows of a file and record the file, in one transaction.
 
     Months that the file covers are replaced, other months stay. A file whose rows are all there
-    already changes nothing (`new` is false). If the card's columns have changed since the table
-    was made, the table is made anew and holds this file only (`rebuilt`).
+    already changes nothing (`new` is false); the same file read by other rules of the card is new.
+    If the card's columns have changed since the table was made, the table is made anew and holds
+    this file only (`rebuilt`).
 
     The transaction is the caller's to commit, as `mlops.database.connect` does.
     """
     periods = sorted(raw.frame[PERIOD].unique())
     table = _table(card)
+    digest = data_digest(raw.frame)
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"data.{card.name}"])
         rebuilt = _make_table(cursor, card)
         cursor.execute(
-            sql.SQL("SELECT count(*) FROM {} WHERE sha256 = %s").format(table), [raw.sha256]
+            sql.SQL(
+                "SELECT (SELECT count(*) FROM {} WHERE sha256 = %(sha256)s), (SELECT data_digest"
+                " FROM ops.ingested_files WHERE card = %(card)s AND sha256 = %(sha256)s)"
+            ).format(table),
+            {"card": card.name, "sha256": raw.sha256},
         )
-        new = cursor.fetchone() != (raw.rows,)
+        new = cursor.fetchone() != (raw.rows, digest)
         if new:
             cursor.execute(
                 sql.SQL("DELETE FROM {} WHERE period = ANY(%s::date[]) OR sha256 = %s").format(
@@ -79,12 +85,14 @@ def store(connection: Connection, card: Card, raw: RawData) -> Ingestion:
             cursor.execute(sql.SQL("ANALYZE {}").format(table))
             cursor.execute(
                 """
-                INSERT INTO ops.ingested_files (sha256, card, source, origin, rows, bytes)
-                VALUES (%s, %s, %s, %s, %s, %s)
-                ON CONFLICT (sha256) DO UPDATE SET card = excluded.card, source = excluded.source,
-                    origin = excluded.origin, ingested_at = now()
+                INSERT INTO ops.ingested_files
+                    (sha256, card, source, origin, rows, bytes, data_digest)
+                VALUES (%s, %s, %s, %s, %s, %s, %s)
+                ON CONFLICT (card, sha256) DO UPDATE SET source = excluded.source,
+                    origin = excluded.origin, data_digest = excluded.data_digest,
+                    ingested_at = now()
                 """,
-                [raw.sha256, card.name, raw.source, raw.origin, raw.rows, raw.bytes],
+                [raw.sha256, card.name, raw.source, raw.origin, raw.rows, raw.bytes, digest],
             )
     return Ingestion(
         new=new,
@@ -108,7 +116,8 @@ def load_window(
 
     These are the file's rows up to the card's `history_until`, and for later periods the labelled
     predictions of live or simulated traffic. The file's later rows have not happened yet: they
-    are never returned. A card without `history_until` learns from all rows of its file.
+    are never returned. Without `history_until`, history is all that the files hold, up to their
+    latest period, and labelled predictions of later periods are learnt.
 
     Columns: features in the card's order (float32 with NaN, str with ""), `target` (int8),
     `period` (str); ordered by time. An empty frame of these columns if there is no such row.
@@ -137,8 +146,8 @@ def load_future(connection: Connection, card: Card, start: str, end: str) -> pd.
     """Return the file's rows of `start` to `end` that lie after the card's `history_until`.
 
     Only for playing these months and for scoring a finished model on them. Columns as in
-    `load_window`; the index is the row's number in its file, from 1. A card without
-    `history_until` has no future: the frame is empty.
+    `load_window`; the index is the row's number in its file, from 1. Without `history_until` all
+    rows are history: the frame is empty.
     """
     clauses, values = _between(start, end)
     with connection.cursor() as cursor:
@@ -252,10 +261,10 @@ def to_records(frame: pd.DataFrame, card: Card) -> list[dict[str, Any]]:
         series = frame[feature.name]
         values: Iterable[Any]
         if feature.kind == "category":
-            values = (value or None for value in series)
+            values = [value or None for value in series]
         else:
             cast = int if feature.integer else float
-            values = (None if value != value else cast(value) for value in series.tolist())
+            values = [None if value != value else cast(value) for value in series.tolist()]
         columns.append(values)
     return [dict(zip(card.feature_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
@@ -319,9 +328,12 @@ def _between(start: str | None, end: str | None) -> tuple[list[sql.Composable], 
 
 
 def _after_history(card: Card) -> sql.Composable:
+    """Later than what files may teach; without `history_until`, later than all that they hold."""
     until = card.time.history_until
     if until is None:
-        return sql.SQL("false")
+        return sql.SQL("period > (SELECT coalesce(max(period), '-infinity') FROM {})").format(
+            _table(card)
+        )
     return sql.SQL("period > {}").format(sql.Literal(month_start(until)))
 
 

@@ -76,10 +76,19 @@ def count(connection, table: str) -> int:
         return cursor.fetchone()[0]
 
 
-def predict(connection, frame, *, purpose="simulation", labelled=True, request="r", version="1"):
+def predict(
+    connection,
+    frame,
+    *,
+    card=CARD,
+    purpose="simulation",
+    labelled=True,
+    request="r",
+    version="1",
+):
     """Log the rows of `frame` as the API does, and deliver their labels."""
     now = datetime.now(timezone.utc)
-    records = to_records(frame, CARD)
+    records = to_records(frame, card)
     with connection.cursor() as cursor:
         for row, (features, label, period) in enumerate(
             zip(records, frame["target"], frame["period"], strict=True)
@@ -128,6 +137,43 @@ def test_the_same_file_twice_is_no_new_data(connection, raw):
     with connection.cursor() as cursor:
         cursor.execute("SELECT ingested_at FROM ops.ingested_files")
         assert cursor.fetchall() == [before]
+
+
+def test_the_same_file_under_changed_rules_of_the_card_is_new_data(connection, raw, content):
+    store(connection, CARD, raw)
+    target = CARD.target.model_copy(update={"positive": "no", "negative": "yes"})
+    for changed in (
+        CARD.model_copy(update={"missing": (*CARD.missing, "cellular")}),
+        CARD.model_copy(update={"target": target}),
+        CARD.model_copy(
+            update={"time": CARD.time.model_copy(update={"start": "2007-05", "end": None})}
+        ),
+    ):
+        parsed = raw_of(content, changed)
+        assert parsed.sha256 == raw.sha256
+        assert store(connection, changed, parsed).new
+        assert not store(connection, changed, parsed).new
+        assert count(connection, "data.bank_marketing") == raw.rows
+        history = parsed.frame[parsed.frame["period"] <= "2009-02"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(load_window(connection, changed), history)
+
+
+def test_a_file_of_a_database_that_knew_no_digest_is_stored_once_more(connection, raw):
+    store(connection, CARD, raw)
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE ops.ingested_files SET data_digest = NULL")
+    assert store(connection, CARD, raw).new
+    assert not store(connection, CARD, raw).new
+
+
+def test_one_file_under_two_cards_is_recorded_for_each(connection, raw, content):
+    other = CARD.model_copy(update={"name": "other"})
+    store(connection, CARD, raw)
+    store(connection, other, raw_of(content, other))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT card FROM ops.ingested_files ORDER BY card")
+        assert cursor.fetchall() == [("bank_marketing",), ("other",)]
+    assert not store(connection, CARD, raw).new
 
 
 def test_covered_months_are_replaced_and_other_months_stay(connection, raw, content):
@@ -266,6 +312,33 @@ def test_a_card_without_a_history_learns_from_all_rows(connection):
     assert latest_labelled_window(connection, CHURN, 6) == ("2020-01", "2020-01")
 
 
+def churn_file(months=("2020-01",)) -> RawData:
+    """Return 60 rows of each month, of a card that has no `history_until`."""
+    lines = ["spend,visits,plan,day,left"]
+    for month in months:
+        year, number = month.split("-")
+        lines += [f"{n / 7},{n},plus,0{n % 9 + 1}.{number}.{year},{n % 2}" for n in range(60)]
+    return raw_of("\n".join(lines).encode(), CHURN)
+
+
+def test_without_history_until_labelled_traffic_after_the_file_is_learnt_from(connection):
+    raw = churn_file(("2020-01", "2020-02"))
+    store(connection, CHURN, raw)
+    traffic = raw.frame.head(60).assign(period="2020-03")
+    predict(connection, traffic, card=CHURN, purpose="live")
+    within = raw.frame.tail(60)  # of a month that the file holds already
+    predict(connection, within, card=CHURN, purpose="live", request="within")
+    expected = pd.concat([raw.frame, traffic], ignore_index=True)
+    pd.testing.assert_frame_equal(load_window(connection, CHURN), expected)
+    assert history_window(connection, CHURN) == ("2020-01", "2020-02")
+    assert latest_labelled_window(connection, CHURN, 2) == ("2020-02", "2020-03")
+    assert periods_to_come(connection, CHURN) == []
+    assert load_future(connection, CHURN, "2020-01", "2020-12").empty
+    # Once a file holds that month, the file counts.
+    store(connection, CHURN, churn_file(("2020-03",)))
+    assert len(load_window(connection, CHURN)) == 180
+
+
 def test_a_card_with_other_columns_makes_its_table_anew(connection, raw, content):
     store(connection, CARD, raw)
     fewer = CARD.model_copy(
@@ -294,6 +367,12 @@ def test_records_are_the_inverse_of_features(raw):
     assert records[0]["contact"] is None
     assert type(records[0]["age"]) is int
     assert from_features(CARD, records).equals(raw.frame[CARD.feature_names])
+
+
+def test_a_fraction_stays_one_beside_whole_numbers():
+    frame = from_features(CHURN, [{"spend": 0.75, "visits": 3, "plan": "plus"}])
+    assert to_records(frame, CHURN) == [{"spend": 0.75, "visits": 3, "plan": "plus"}]
+    assert type(to_records(frame, CHURN)[0]["visits"]) is int
 
 
 def test_the_markers_of_the_card_mean_missing_in_a_request_too():
