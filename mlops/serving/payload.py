@@ -164,7 +164,7 @@ def switch_current(payloads_dir: Path, version: str) -> str | None:
 
     Raises FileNotFoundError if there is no such payload.
     """
-    if not (payloads_dir / version / "model.json").is_file():
+    if not is_payload(payloads_dir / version):
         raise FileNotFoundError(f"{payloads_dir / version} is no payload: deploy renders it")
     before = current_version(payloads_dir)
     link = payloads_dir / CURRENT
@@ -183,11 +183,21 @@ def remove_current(payloads_dir: Path) -> None:
 
 
 def current_version(payloads_dir: Path) -> str | None:
-    """Return the version that `payloads/current` names, or None before the first deployment."""
+    """Return the version that `payloads/current` names.
+
+    None before the first deployment, and where the link names a folder that is no payload (any
+    more): the API could not start on it.
+    """
     try:
-        return (payloads_dir / CURRENT).readlink().name
+        version = (payloads_dir / CURRENT).readlink().name
     except OSError:
         return None
+    return version if is_payload(payloads_dir / version) else None
+
+
+def is_payload(folder: Path) -> bool:
+    """Return whether a folder holds what the API needs to answer."""
+    return all((folder / name).is_file() for name in ("predict.py", "model.onnx", "model.json"))
 
 
 def _sweep(payloads_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import threading
@@ -154,6 +155,19 @@ def test_link_names_one_version_or_another_at_any_moment(tmp_path: Path) -> None
     remove_current(tmp_path)
     remove_current(tmp_path)
     assert current_version(tmp_path) is None
+
+
+@pytest.mark.parametrize("gone", ["model.json", "model.onnx", "predict.py", None])
+def test_link_to_a_payload_that_is_gone_names_no_version(tmp_path: Path, gone: str | None) -> None:
+    for version in ("1", "2"):
+        render_payload(version, b"onnx", {}, tmp_path)
+    switch_current(tmp_path, "1")
+    (tmp_path / "1" / gone).unlink() if gone else shutil.rmtree(tmp_path / "1")
+    assert current_version(tmp_path) is None
+    with pytest.raises(FileNotFoundError, match="no payload"):
+        switch_current(tmp_path, "1")
+    assert switch_current(tmp_path, "2") is None
+    assert current_version(tmp_path) == "2"
 
 
 def test_link_is_not_set_to_what_is_no_payload(tmp_path: Path) -> None:
