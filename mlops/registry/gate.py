@@ -66,6 +66,8 @@ def decide(
             False, f"all {len(target)} labels of the window are {target[0]}: no comparison", numbers
         )
     challenger = numbers["challenger_roc_auc"] = roc_auc(target, challenger_scores)
+    champion = None if champion_scores is None else roc_auc(target, champion_scores)
+    numbers["champion_roc_auc"] = champion
     if challenger <= 0.5:
         reason = f"the challenger's ROC AUC {challenger:.4f} is no better than a guess (0.5)"
         return GateDecision(False, reason, numbers)
@@ -75,11 +77,10 @@ def decide(
             f"answering {base_rate:.1%} to everybody ({guess_brier:.4f})"
         )
         return GateDecision(False, reason, numbers)
-    if champion_scores is None:
+    if champion is None:
         return GateDecision(
             True, f"ROC AUC {challenger:.4f}, and no champion to compare with", numbers
         )
-    champion = numbers["champion_roc_auc"] = roc_auc(target, champion_scores)
     more = f" by more than {margin:g}" if margin else ""
     if challenger - champion > margin:
         reason = f"ROC AUC {challenger:.4f} is above the champion's {champion:.4f}{more}"

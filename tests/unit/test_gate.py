@@ -71,3 +71,11 @@ def test_nothing_is_promoted_on_a_window_with_one_answer():
     assert decision.promote is False
     assert "no comparison" in decision.reason
     assert decision.numbers["challenger_roc_auc"] is None
+
+
+@pytest.mark.parametrize("challenger", [BAD, scores(16, high=1.0, low=0.9)], ids=["rank", "Brier"])
+def test_the_champions_score_is_kept_also_if_the_challenger_is_no_better_than_a_guess(challenger):
+    decision = decide(challenger, GOOD, TARGET, BASE_RATE)
+    assert "no better than" in decision.reason
+    alone = decide(GOOD, None, TARGET, BASE_RATE).numbers["challenger_roc_auc"]
+    assert decision.numbers["champion_roc_auc"] == alone
