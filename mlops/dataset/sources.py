@@ -83,7 +83,10 @@ class _Unreachable(Exception):
 
 
 def read_source(
-    card: Card, settings: Settings | None = None, progress: Progress | None = None
+    card: Card,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    sha256: str | None = None,
 ) -> RawData:
     """Return the data of `card`, checked.
 
@@ -91,13 +94,29 @@ def read_source(
     the card's public archive, downloaded once into the cache; else, where that cannot be reached,
     a generated sample, told by `notice` and as a logged warning.
 
-    Raises DataError if what is there cannot be used. A source that the user named is never
-    replaced by another.
+    With the `sha256` of an earlier read, it returns the same data: a download is kept in the cache
+    for that.
+
+    Raises DataError if what is there cannot be used, or is not what was read earlier. A source that
+    the user named is never replaced by another.
     """
     settings = settings or get_settings()
+    raw = _read(card, settings, progress, sha256)
+    if sha256 is not None and raw.sha256 != sha256:
+        raise DataError(
+            raw.source,
+            [
+                f"found data of sha256 {raw.sha256}, expected {sha256}, as it was read before: the "
+                "source has changed meanwhile; run the pipeline prepare again"
+            ],
+        )
+    return raw
+
+
+def _read(card: Card, settings: Settings, progress: Progress | None, sha256: str | None) -> RawData:
     given = (settings.data or "").strip()
     if given:
-        return _read_given(card, given, progress)
+        return _read_given(card, given, settings.cache_dir, progress, sha256)
     if card.source is None:
         raise DataError(card.path.name, ["the card has no source: set MLOPS_DATA to the data"])
     try:
@@ -107,17 +126,12 @@ def read_source(
     return _raw(card, content, "download", card.source.url)
 
 
-def _read_given(card: Card, given: str, progress: Progress | None) -> RawData:
+def _read_given(
+    card: Card, given: str, cache_dir: Path, progress: Progress | None, sha256: str | None
+) -> RawData:
     scheme = urlsplit(given).scheme.lower()
     if scheme in ("http", "https"):
-        with tempfile.TemporaryFile() as file:
-            try:
-                _download(given, file, progress)
-            except _Unreachable as error:
-                raise DataError(given, [f"{error}; it is named by MLOPS_DATA"]) from error
-            file.seek(0)
-            content = _unpack(file.read(), card, given)
-        return _raw(card, content, "download", given)
+        return _raw(card, _named(card, given, cache_dir, progress, sha256), "download", given)
     if "://" in given:
         raise DataError(given, [f"found an address of kind {scheme}, expected http or https"])
     path = Path(given).expanduser()
@@ -185,6 +199,39 @@ def _published(card: Card, cache_dir: Path, progress: Progress | None) -> bytes:
             return _checked(cached.read_bytes(), card, url)
         except DataError as error:
             logger.warning("the cached %s is damaged and downloaded anew (%s)", cached, error)
+    return _download_into(cached, url, lambda packed: _checked(packed, card, url), progress)
+
+
+def _named(
+    card: Card, url: str, cache_dir: Path, progress: Progress | None, sha256: str | None
+) -> bytes:
+    """Return the CSV at the address that MLOPS_DATA names, downloaded into the cache.
+
+    What is there already is taken only if it is the data of `sha256`: an address may give other
+    data tomorrow. One file a card is kept.
+    """
+    cached = cache_dir / f"{card.name}-named.archive"
+    if sha256 is not None and cached.is_file():
+        try:
+            content = _unpack(cached.read_bytes(), card, url)
+            if hashlib.sha256(content).hexdigest() == sha256:
+                return content
+        except DataError as error:
+            logger.warning("the cached %s is damaged and downloaded anew (%s)", cached, error)
+    try:
+        return _download_into(cached, url, lambda packed: _unpack(packed, card, url), progress)
+    except _Unreachable as error:
+        raise DataError(url, [f"{error}; it is named by MLOPS_DATA"]) from error
+
+
+def _download_into(
+    cached: Path, url: str, unpack: Callable[[bytes], bytes], progress: Progress | None
+) -> bytes:
+    """Return what `unpack` makes of the file at `url`; `cached` is written once it has done so.
+
+    Raises _Unreachable, and DataError if `unpack` does or the cache cannot be written.
+    """
+    cache_dir = cached.parent
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f"{cached.name}.", dir=cache_dir)
@@ -197,7 +244,7 @@ def _published(card: Card, cache_dir: Path, progress: Progress | None) -> bytes:
         with os.fdopen(handle, "w+b") as file:
             _download(url, file, progress)
             file.seek(0)
-            content = _checked(file.read(), card, url)
+            content = unpack(file.read())
         temporary.replace(cached)
         return content
     except OSError as error:

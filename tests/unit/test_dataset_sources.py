@@ -244,6 +244,46 @@ def test_an_address_of_the_user_that_fails_is_an_error(tmp_path, server):
         read_source(CARD, settings(tmp_path, server.url))
 
 
+def test_an_address_is_downloaded_once_for_two_reads_of_the_same_data(tmp_path, server):
+    first = read_source(CARD, settings(tmp_path, server.url))
+    server.answer = zipped(bank_full_csv=CSV.replace(b"58", b"59"))
+    again = read_source(CARD, settings(tmp_path, server.url), sha256=first.sha256)
+    assert again.frame.equals(first.frame)
+    assert (again.sha256, again.source, again.origin) == (SHA256, server.url, "download")
+    assert server.requests == 1
+    # Whoever reads anew gets what is there now.
+    assert read_source(CARD, settings(tmp_path, server.url)).sha256 != SHA256
+    assert server.requests == 2
+
+
+def test_an_address_that_has_changed_between_two_reads_is_refused(tmp_path, server):
+    first = read_source(CARD, settings(tmp_path, server.url))
+    for cached in (tmp_path / "cache").iterdir():
+        cached.write_bytes(b"damaged")
+    assert read_source(CARD, settings(tmp_path, server.url), sha256=first.sha256).sha256 == SHA256
+    for cached in (tmp_path / "cache").iterdir():
+        cached.unlink()
+    server.answer = zipped(bank_full_csv=CSV.replace(b"58", b"59"))
+    with pytest.raises(DataError, match=f"(?s)expected {SHA256}.*run the pipeline prepare again"):
+        read_source(CARD, settings(tmp_path, server.url), sha256=first.sha256)
+
+
+def test_a_file_that_has_changed_between_two_reads_is_refused(tmp_path):
+    first = read(tmp_path, "bank.csv", CSV)
+    (tmp_path / "bank.csv").write_bytes(CSV.replace(b"58", b"59"))
+    with pytest.raises(DataError, match=f"bank.csv.*(?s:.)*expected {SHA256}"):
+        read_source(CARD, settings(tmp_path, str(tmp_path / "bank.csv")), sha256=first.sha256)
+
+
+def test_a_sample_does_not_take_the_place_of_what_was_read_before(tmp_path, server, public):
+    first = read_source(public, settings(tmp_path))
+    for cached in (tmp_path / "cache").iterdir():
+        cached.unlink()
+    server.status = 503
+    with pytest.raises(DataError, match=f"expected {SHA256}"):
+        read_source(public, settings(tmp_path), sha256=first.sha256)
+
+
 def test_a_card_without_a_source_asks_for_the_data(tmp_path):
     card = CARD.model_copy(update={"source": None})
     with pytest.raises(DataError, match="no source: set MLOPS_DATA"):

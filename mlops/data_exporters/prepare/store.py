@@ -13,8 +13,8 @@ if "data_exporter" not in globals():
 @data_exporter
 def store_rows(ingested, **_variables):
     card = load_card(get_settings().card)
-    # Read again, in half a second: blocks hand on facts, not frames.
-    raw = read_source(card)
+    # Read again, in half a second: blocks hand on facts, not frames. It is the same, or refused.
+    raw = read_source(card, sha256=ingested["sha256"])
     with connect() as connection:
         done = store(connection, card, raw)
     what = "stored" if done.new else "were there already: no new data"
