@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
     retrain_window_months: int = 6
     retrain_cool_down_s: int = Field(60, description="Rest between two retrains.")
+    retrain_tries: int = Field(
+        3, ge=1, description="Retrains for one alert, as long as they fail and it is not over."
+    )
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
     test_months: int = Field(3, description="Months after the window that test scores.")
 

@@ -164,3 +164,6 @@ ALTER TABLE ops.ingested_files ADD COLUMN IF NOT EXISTS data_digest text;
 -- A file may belong to more than one card.
 ALTER TABLE ops.ingested_files DROP CONSTRAINT IF EXISTS ingested_files_pkey;
 CREATE UNIQUE INDEX IF NOT EXISTS ingested_files_once_a_card ON ops.ingested_files (card, sha256);
+
+-- How many retrains have answered the alert: one that failed is tried again, and not for ever.
+ALTER TABLE ops.alerts ADD COLUMN IF NOT EXISTS tries integer NOT NULL DEFAULT 0;

@@ -211,7 +211,8 @@ def decide_waiting(
     """Decide about every waiting alert, oldest first; return what is new since the last time.
 
     `rules` are the titles that may start a retrain. One retrain answers all alerts that wait when
-    it starts: it learns from the latest labelled months, whichever of these drifted. Commits.
+    it starts: it learns from the latest labelled months, whichever of these drifted. If it fails,
+    those that are not over wait again, until each has had `retrain_tries` of them. Commits.
     `report` hears of each decision right after it is stored. Returns nothing if another process is
     deciding at this moment.
     """
@@ -246,6 +247,7 @@ class _Waiting:
     period: str | None
     said: str | None
     retrain: str | None
+    tries: int
 
     @property
     def key(self) -> str:
@@ -277,9 +279,9 @@ class _Deciding:
 
     def decide(self) -> list[Decision]:
         fail_stale_retrains(self.connection, self.card, self.settings)
-        decisions: list[Decision | None] = []
         candidates: list[_Waiting] = []
         production = self._production()
+        decisions: list[Decision | None] = [*self._reopen(production)]
         for alert in self._waiting():
             if alert.rule not in self.rules:
                 reason = f"{alert.rule!r} is no rule that starts a retrain"
@@ -297,6 +299,52 @@ class _Deciding:
         decisions += self._start(candidates)
         return [decision for decision in decisions if decision is not None]
 
+    def _reopen(self, production: str | None) -> list[Decision]:
+        """Have the alerts wait again whose retrain failed, unless they are over or answered since.
+
+        Their `retrain` is forgotten, so that the next try gets an id of its own; `ops.retrains`
+        keeps the alert that started each.
+        """
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE ops.alerts AS alert SET handled_at = NULL, retrain = NULL,"
+                " decision = 'waits: retrain ' || failed.id || ' failed'"
+                " FROM ops.retrains AS failed"
+                " WHERE alert.handled_at IS NOT NULL AND alert.status = 'firing'"
+                " AND alert.rule = ANY(%(rules)s) AND alert.tries < %(tries)s"
+                " AND (alert.body->'labels'->>'model_version' IS NULL"
+                "      OR alert.body->'labels'->>'model_version' = %(production)s)"
+                " AND failed.id = alert.retrain AND failed.card = %(card)s"
+                " AND failed.outcome = 'failed'"
+                " AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later"
+                "                 WHERE later.card = failed.card"
+                "                 AND later.started_at > failed.started_at"
+                "                 AND later.outcome IS DISTINCT FROM 'failed')"
+                " RETURNING alert.received_at, alert.fingerprint, alert.starts_at, alert.rule,"
+                " alert.tries, failed.id",
+                {
+                    "rules": list(self.rules),
+                    "tries": self.settings.retrain_tries,
+                    "production": production,
+                    "card": self.card.name,
+                },
+            )
+            rows = sorted(cursor.fetchall())
+        self.connection.commit()
+        return [
+            Decision(
+                alert_key(fingerprint, starts_at),
+                rule,
+                "waits",
+                f"retrain {failed} failed: {self._try(tries)} follows",
+                failed,
+            )
+            for _, fingerprint, starts_at, rule, tries, failed in rows
+        ]
+
+    def _try(self, tries: int) -> str:
+        return f"try {tries + 1} of {self.settings.retrain_tries}"
+
     def _start(self, candidates: list[_Waiting]) -> list[Decision | None]:
         if not candidates:
             return []
@@ -309,11 +357,12 @@ class _Deciding:
         others = [alert for alert in candidates if alert is not oldest]
         # Known before it is used: after a crash from here on, it is begun again and not anew.
         retrain_id = self._reserve(oldest)
+        cause = oldest.cause + (f", {self._try(oldest.tries)}" if oldest.tries else "")
         try:
             request_retrain(
                 self.connection,
                 self.card,
-                oldest.cause,
+                cause,
                 self.trigger,
                 alert=oldest.key,
                 retrain_id=retrain_id,
@@ -321,7 +370,7 @@ class _Deciding:
         except (TriggerError, RetrainRunningError) as error:
             return [self._wait(alert, str(error)) for alert in candidates]
         return [
-            self._handle(oldest, "retrain", oldest.cause, retrain_id),
+            self._handle(oldest, "retrain", cause, retrain_id),
             *(
                 self._handle(alert, "joined", "waited when it started", retrain_id)
                 for alert in others
@@ -390,9 +439,12 @@ class _Deciding:
     ) -> Decision:
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE ops.alerts SET handled_at = clock_timestamp(), decision = %s, retrain = %s"
-                " WHERE fingerprint = %s AND starts_at = %s",
-                (decision, retrain, alert.fingerprint, alert.starts_at),
+                "UPDATE ops.alerts SET handled_at = clock_timestamp(), decision = %s, retrain = %s,"
+                " tries = tries + %s WHERE fingerprint = %s AND starts_at = %s",
+                (
+                    *(decision, retrain, int(retrain is not None)),
+                    *(alert.fingerprint, alert.starts_at),
+                ),
             )
         self.connection.commit()
         return Decision(alert.key, alert.rule, decision, reason, retrain)
@@ -414,7 +466,7 @@ class _Deciding:
         with self.connection.cursor() as cursor:
             cursor.execute(
                 "SELECT fingerprint, starts_at, status, rule, body->'labels'->>'model_version',"
-                " body->'labels'->>'period', decision, retrain"
+                " body->'labels'->>'period', decision, retrain, tries"
                 " FROM ops.alerts WHERE handled_at IS NULL ORDER BY received_at, starts_at"
             )
             rows = [_Waiting(*row) for row in cursor.fetchall()]

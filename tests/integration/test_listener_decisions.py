@@ -276,6 +276,112 @@ def test_a_retrain_that_nobody_finishes_is_given_up_and_frees_the_way(
     assert "3600 s" in failed["reason"]
 
 
+def fail(connection: Connection, card: Card, training_id: str | None = None) -> str:
+    """Fail the retrain that is under way, as the pipeline's callback does."""
+    running = unfinished_retrain(connection, card)
+    assert running is not None
+    close_retrain(connection, running, "failed", "no disk", training_id=training_id)
+    return running
+
+
+@pytest.mark.parametrize("training_id", [None, "t1"])
+def test_a_retrain_that_failed_is_tried_again_and_not_for_ever(
+    connection: Connection, card: Card, mage: Mage, settings: Settings, training_id: str | None
+) -> None:
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    failed = []
+    for _ in range(2):
+        failed.append(fail(connection, card, training_id))
+        assert decide(connection, card, mage, settings) == [("a1", "waits"), ("a1", "retrain")]
+    failed.append(fail(connection, card, training_id))
+    assert decide(connection, card, mage, settings) == []
+    assert len({started["retrain_id"] for started in mage.started}) == 3
+    assert [started["cause"].partition("), ")[2] for started in mage.started] == [
+        *["", "try 2 of 3", "try 3 of 3"]
+    ]
+    assert execute(connection, "SELECT decision, retrain, tries FROM ops.alerts") == [
+        ("retrain", failed[-1], 3)
+    ]
+
+
+def test_between_two_tries_the_cool_down_is_waited_for(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"retrain_cool_down_s": 600})
+    notify(connection)
+    decide(connection, card, mage, patient)
+    failed = fail(connection, card)
+    reopened, waits = decide_waiting(connection, card, mage, RULES, patient)
+    assert (reopened.reason, reopened.retrain) == (
+        f"retrain {failed} failed: try 2 of 3 follows",
+        failed,
+    )
+    assert waits.reason.startswith("cool-down")
+    assert decide(connection, card, mage, patient) == []
+    assert len(mage.started) == 1
+    execute(connection, "UPDATE ops.retrains SET finished_at = now() - interval '601 seconds'")
+    assert decide(connection, card, mage, patient) == [("a1", "retrain")]
+
+
+def test_alerts_that_had_joined_are_tried_again_too(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection, "a1")
+    notify(connection, "b2", period="2009-04")
+    decide(connection, card, mage, settings)
+    notify(connection, "a1", status="resolved")
+    fail(connection, card)
+    assert decide(connection, card, mage, settings) == [("b2", "waits"), ("b2", "retrain")]
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "kept_champion", None])
+def test_nothing_is_tried_again_that_a_later_retrain_has_answered(
+    connection: Connection, card: Card, mage: Mage, settings: Settings, outcome: Any
+) -> None:
+    notify(connection)
+    decide(connection, card, mage, settings)
+    fail(connection, card)
+    later = open_retrain(connection, card)  # by hand
+    if outcome is not None:
+        close_retrain(connection, later, outcome, "gate")
+    assert decide(connection, card, mage, settings) == []
+    assert len(mage.started) == 1
+
+
+@pytest.mark.parametrize("over", ["resolved", "superseded", "other rules", "before it starts"])
+def test_nothing_is_tried_again_that_is_over(
+    connection: Connection, card: Card, mage: Mage, settings: Settings, over: str
+) -> None:
+    notify(connection)
+    decide(connection, card, mage, settings)
+    if over == "before it starts":
+        fail(connection, card)
+        patient = settings.model_copy(update={"retrain_cool_down_s": 600})
+        assert decide(connection, card, mage, patient) == [("a1", "waits"), ("a1", "waits")]
+        notify(connection, status="resolved")
+        assert decide(connection, card, mage, settings) == [("a1", "resolved")]
+    else:
+        if over == "resolved":
+            notify(connection, status="resolved")
+        elif over == "superseded":
+            deploy(connection, "2")
+        fail(connection, card)
+        rules = set() if over == "other rules" else RULES
+        assert decide_waiting(connection, card, mage, rules, settings) == []
+    assert len(mage.started) == 1
+
+
+def test_the_tries_are_a_setting(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    once = settings.model_copy(update={"retrain_tries": 1})
+    notify(connection)
+    decide(connection, card, mage, once)
+    fail(connection, card)
+    assert decide(connection, card, mage, once) == []
+
+
 def test_two_deciders_at_once_start_one_retrain(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:
