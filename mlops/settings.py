@@ -92,6 +92,14 @@ class Settings(BaseSettings):
         """Take a relative path from the repository's root, whatever folder a process runs in."""
         return ROOT / value.expanduser()
 
+    @field_validator("data")
+    @classmethod
+    def _absolute_file(cls, value: str | None) -> str | None:
+        """Take a relative file from the repository's root too; an address stays as it is."""
+        if not value or not value.strip() or "://" in value:
+            return value
+        return str(ROOT / Path(value.strip()).expanduser())
+
     @property
     def mlflow_url(self) -> str:
         return f"http://{self.host}:{self.mlflow_port}"

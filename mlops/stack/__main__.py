@@ -14,7 +14,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg2
 from pydantic import ValidationError
@@ -27,7 +26,7 @@ from rich.table import Table
 from mlops.database import connect
 from mlops.orchestration.mage import MageError, set_trigger_tokens
 from mlops.settings import ROOT, Settings, get_settings
-from mlops.stack import checks, postgres, processes
+from mlops.stack import checks, postgres, processes, state
 from mlops.stack.health import Health, last_lines, look
 from mlops.stack.proxies import bypass
 from mlops.stack.secrets import ensure_secrets
@@ -42,6 +41,10 @@ _MOST_STARTS = 4
 """A service that supervisor has started that often within one `up` will not come up any more."""
 
 
+class EnvironmentFileError(RuntimeError):
+    """`.env` cannot be read or written."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 1 for a failure, 2 for what the user can mend."""
     options = _parser().parse_args(arguments)
@@ -50,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (postgres.PostgresError, processes.SupervisorError, MageError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
+    except (state.StateError, EnvironmentFileError) as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return REFUSED
     except ValidationError as error:
         for each in error.errors():  # not its `input`, which may be a secret
             variable = f"MLOPS_{'_'.join(str(part) for part in each['loc']).upper()}"
@@ -90,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def run_secrets(options: argparse.Namespace) -> int:
     """Generate missing secrets."""
-    generated = ensure_secrets()
+    generated = _ensure_secrets()
     if generated:
         console.print(f".env: {len(generated)} secrets generated (mode 600)")
     return 0
@@ -110,6 +116,12 @@ def run_up(options: argparse.Namespace) -> int:
     settings = _settings()
     wanted = services(settings)
     with _only_one(settings):
+        if processes.supervisor_pid(settings) and state.settings_changed(settings):
+            if _problems(settings, wanted):
+                return REFUSED  # what runs goes on with its old settings
+            console.print("settings have changed since the start: restarting")
+            processes.stop_all(settings)
+            postgres.stop(settings)
         if processes.supervisor_pid(settings) is None:
             # A supervisor that was killed leaves servers behind, which would hold the ports.
             ended = processes.end_leftovers(settings)
@@ -119,7 +131,8 @@ def run_up(options: argparse.Namespace) -> int:
         if _problems(settings, wanted):
             return REFUSED
         started = time.monotonic()
-        _start(settings, wanted)
+        if not _start(settings, wanted):
+            return REFUSED
         healths = _wait(settings, wanted)
         failed = [each for each in healths if not each.well]
         mage_is_well = any(each.service.name == "mage" and each.well for each in healths)
@@ -142,7 +155,7 @@ def run_up(options: argparse.Namespace) -> int:
 def run_down(options: argparse.Namespace) -> int:
     """Stop everything."""
     settings = _settings()
-    if not settings.state_dir.exists():
+    if not settings.state_dir.exists() or not state.is_ours(settings.state_dir):
         console.print("nothing runs")
         return 0
     with _only_one(settings):
@@ -206,15 +219,8 @@ def run_logs(options: argparse.Namespace) -> int:
 def run_clean(options: argparse.Namespace) -> int:
     """Stop everything and delete what it has written; `.env` and downloads stay."""
     settings = _settings()
-    payloads = settings.payloads_dir
-    doomed = [settings.state_dir, settings.reports_dir]
-    # Payloads are numbered by the registry that is deleted with the rest.
-    doomed += [path for path in payloads.glob("*") if path.name != "README.md"]
-    doomed = [path for path in doomed if path.exists() or path.is_symlink()]
-    for path in doomed:
-        if path == ROOT or path in ROOT.parents or path in (Path.home(), *Path.home().parents):
-            console.print(f"[red]{path} is not only the stack's: not deleted[/]")
-            return REFUSED
+    # Payloads and reports go too: they are numbered by the registry that is deleted.
+    doomed = state.written(settings)
     if doomed and not options.yes:
         if not sys.stdin.isatty():
             console.print("clean deletes all models, metrics and logs: say so with --yes")
@@ -288,12 +294,23 @@ def run_simulate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _ensure_secrets() -> list[str]:
+    try:
+        return ensure_secrets()
+    except (OSError, UnicodeDecodeError) as error:
+        path = getattr(error, "filename", None) or ROOT / ".env"
+        reason = getattr(error, "strerror", None) or error
+        raise EnvironmentFileError(
+            f"{path}: {reason}; it holds the settings and secrets"
+        ) from error
+
+
 def _settings() -> Settings:
     """Return the settings, with the secrets that may just have been generated.
 
     From here on this process asks the stack's servers directly, whatever proxy is set.
     """
-    ensure_secrets()
+    _ensure_secrets()
     get_settings.cache_clear()
     settings = get_settings()
     os.environ.update(bypass(os.environ, settings))
@@ -309,8 +326,11 @@ def _problems(settings: Settings, wanted: list[Service]) -> list[str]:
     return found
 
 
-def _start(settings: Settings, wanted: list[Service]) -> None:
-    """Start supervisor, then Postgres, then, on a migrated database, all others at once."""
+def _start(settings: Settings, wanted: list[Service]) -> bool:
+    """Start supervisor, then Postgres, then, on a migrated database, all others at once.
+
+    Returns False, with everything stopped again, if the database belongs to another card.
+    """
     for folder in (settings.state_dir, settings.payloads_dir, settings.reports_dir):
         folder.mkdir(parents=True, exist_ok=True)
     for name in ("logs", "mage", "mlflow-artifacts"):
@@ -319,6 +339,7 @@ def _start(settings: Settings, wanted: list[Service]) -> None:
     if processes.supervisor_pid(settings) is None:
         postgres.initialise(settings)
         processes.start_supervisor(settings, [_program(each) for each in wanted])
+        state.remember_settings(settings)
     processes.start(settings, "postgres")
     try:
         postgres.wait_until_ready(settings)
@@ -326,8 +347,16 @@ def _start(settings: Settings, wanted: list[Service]) -> None:
         console.print("\n".join(escape(line) for line in last_lines(settings, "postgres")))
         raise
     postgres.migrate(settings)
+    # Looked at before too, but then the database may not have run.
+    for line in (problems := checks.card_problems(settings)):
+        console.print(f"[red]{escape(line)}[/]")
+    if problems:
+        processes.stop_all(settings)
+        postgres.stop(settings)
+        return False
     for service in wanted:
         processes.start(settings, service.name)
+    return True
 
 
 def _program(service: Service) -> processes.Program:
@@ -398,6 +427,7 @@ def _show_addresses(settings: Settings, wanted: list[Service]) -> None:
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
     """Hold the stack's lock, so that two `up` or `down` do not work against each other."""
+    state.check_ours(settings)
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     # Root's Postgres passes through as another user; nobody else has anything to do in here.
     settings.state_dir.chmod(0o711 if os.geteuid() == 0 else 0o700)

@@ -5,6 +5,7 @@ A check only looks: it makes no folder that stays, stops nobody and repairs noth
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,8 +16,17 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import psycopg2
 
-from mlops.settings import ROOT, Settings
+from mlops.alerting.rules import (
+    RULES_FOLDER,
+    UnsupportedRuleError,
+    load_provisioning,
+    provisioning_environment,
+)
+from mlops.database import connect
+from mlops.dataset.card import CardError, load_card
+from mlops.settings import ROOT, MissingSecretError, Settings
 from mlops.stack.services import Service
 
 FREE_BYTES_NEEDED = 1_000_000_000
@@ -34,6 +44,9 @@ def problems(settings: Settings, services: Iterable[Service], running: set[str])
     return [
         *python_problems(),
         *environment_problems(),
+        *card_problems(settings),
+        *data_problems(settings),
+        *alert_rule_problems(settings),
         *folder_problems(settings),
         *disk_problems(settings),
         *port_problems(settings, services, running),
@@ -58,6 +71,52 @@ def environment_problems() -> list[str]:
         for name in (".venv", ".venv-services")
         if not (ROOT / name / "bin" / "python").exists()
     ]
+
+
+def card_problems(settings: Settings) -> list[str]:
+    """Return a line if there is no such card, or if the state so far was made with another one.
+
+    Versions and logged rows name no card, so two cards would be mixed up in one state. Where the
+    database does not answer, only the payload is looked at.
+    """
+    try:
+        name = load_card(settings.card).name
+    except CardError as error:
+        return [f"MLOPS_CARD: {error}"]
+    others = sorted((_cards_of_payload(settings) | _cards_of_database(settings)) - {name})
+    if not others:
+        return []
+    return [
+        f"this state belongs to card {', '.join(others)}, not to {name}: set MLOPS_STATE_DIR, "
+        "MLOPS_PAYLOADS_DIR and MLOPS_REPORTS_DIR to other folders for it, or delete this state "
+        "with `make clean`"
+    ]
+
+
+def data_problems(settings: Settings) -> list[str]:
+    """Return a line if `MLOPS_DATA` names no file that can be read, and no address."""
+    given = settings.data
+    if not given or given.startswith(("http://", "https://")):
+        return []
+    if "://" in given:
+        return [f"MLOPS_DATA={given} is an address of an unknown kind: expected http or https"]
+    path = Path(given)
+    if not path.exists():
+        return [f"MLOPS_DATA: there is no file {path}: correct it, or unset it for the public data"]
+    if not path.is_file():
+        return [f"MLOPS_DATA: {path} is a folder or device, expected a zip or CSV"]
+    if not os.access(path, os.R_OK):
+        return [f"MLOPS_DATA: {path} cannot be read by this user: change its mode or owner"]
+    return []
+
+
+def alert_rule_problems(settings: Settings, folder: Path = RULES_FOLDER) -> list[str]:
+    """Return what the evaluator would refuse in the alert files of `folder`."""
+    try:
+        load_provisioning(provisioning_environment(settings), folder)
+    except UnsupportedRuleError as error:
+        return [str(error)]
+    return []
 
 
 def folder_problems(settings: Settings) -> list[str]:
@@ -114,6 +173,27 @@ def port_problems(settings: Settings, services: Iterable[Service], running: set[
                 f"{' or '.join(str(each.port_setting) for each in sharing)}"
             )
     return found
+
+
+def _cards_of_payload(settings: Settings) -> set[str]:
+    """Return the card of the model that answers, as its payload names it."""
+    try:
+        described = json.loads((settings.payloads_dir / "current" / "model.json").read_text())
+        return {str(described["model"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def _cards_of_database(settings: Settings) -> set[str]:
+    """Return the cards whose files or versions stand in the database, if it answers."""
+    try:
+        with connect(settings=settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT card FROM ops.deployments UNION SELECT card FROM ops.ingested_files"
+            )
+            return {card for (card,) in cursor.fetchall()}
+    except (psycopg2.Error, MissingSecretError):
+        return set()
 
 
 def _port_complaint(port: int) -> str | None:

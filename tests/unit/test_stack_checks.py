@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops.settings import ROOT
 from mlops.stack import checks
 from mlops.stack.services import services
 from tests.fixtures.postgres import make_settings
@@ -81,6 +82,65 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert any("MLOPS_STATE_DIR" in line and str(tmp_path) in line for line in lines)
+
+
+def test_a_card_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    (line,) = checks.card_problems(make_settings(tmp_path, card="no_such_card"))
+    assert "MLOPS_CARD: no card 'no_such_card'" in line
+    assert "bank_marketing" in line
+
+
+def test_a_payload_of_another_card_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    current = settings.payloads_dir / "current"
+    current.mkdir(parents=True)
+    (current / "model.json").write_text('{"model": "bank_marketing"}')
+    assert checks.card_problems(settings) == []
+    (current / "model.json").write_text('{"model": "churn"}')
+    (line,) = checks.card_problems(settings)
+    assert "belongs to card churn, not to bank_marketing" in line
+    assert "MLOPS_STATE_DIR" in line
+    assert "make clean" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("{folder}/none.zip", "there is no file {folder}/none.zip"),
+        ("{folder}", "{folder} is a folder"),
+        ("ftp://example.org/bank.zip", "expected http or https"),
+    ],
+)
+def test_data_that_cannot_be_read_is_found_before_a_start(
+    tmp_path: Path, given: str, expected: str
+) -> None:
+    settings = make_settings(tmp_path, data=given.format(folder=tmp_path))
+    (line,) = checks.data_problems(settings)
+    assert "MLOPS_DATA" in line
+    assert expected.format(folder=tmp_path) in line
+
+
+@pytest.mark.parametrize("given", [None, "", "https://example.org/bank.zip", "{folder}/bank.csv"])
+def test_data_that_may_be_there_is_no_problem(tmp_path: Path, given: str | None) -> None:
+    (tmp_path / "bank.csv").write_text("")
+    settings = make_settings(tmp_path, data=given and given.format(folder=tmp_path))
+    assert checks.data_problems(settings) == []
+
+
+def test_a_relative_file_is_taken_from_the_repository(tmp_path: Path) -> None:
+    assert make_settings(tmp_path, data="README.md").data == str(ROOT / "README.md")
+    assert checks.data_problems(make_settings(tmp_path, data="README.md")) == []
+
+
+def test_an_alert_file_that_the_evaluator_would_refuse_is_found(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    assert checks.alert_rule_problems(settings) == []
+    rules = tmp_path / "rules"
+    rules.mkdir()
+    (rules / "mine.yaml").write_text("apiVersion: 1\nfolders: []\n")
+    (text,) = checks.alert_rule_problems(settings, rules)
+    assert "mine.yaml" in text
+    assert "folders" in text
 
 
 def test_another_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

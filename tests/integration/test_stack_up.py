@@ -1,0 +1,105 @@
+"""`up` on a stack that runs already, or whose state is another card's: with Postgres alone."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from mlops.database import connect, database_url
+from mlops.settings import Settings
+from mlops.stack import __main__ as command_line
+from mlops.stack import checks, processes
+from mlops.stack.services import Service, services
+from tests.fixtures.postgres import make_settings
+
+INGESTED = (
+    "INSERT INTO ops.ingested_files (sha256, card, source, origin, rows, bytes)"
+    " VALUES (repeat('0', 64), %s, 'file.csv', 'file', 1, 1)"
+)
+
+
+def only_postgres(settings: Settings) -> list[Service]:
+    return [each for each in services(settings) if each.name == "postgres"]
+
+
+def use(settings: Settings, patch: pytest.MonkeyPatch) -> None:
+    for name, value in settings.environment().items():
+        patch.setenv(name, value)
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
+    folder = Path(tempfile.mkdtemp(prefix="mlops-up-"))
+    found = make_settings(folder)
+    use(found, monkeypatch)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # the command line sets them: undone afterwards
+    monkeypatch.setattr(command_line, "ensure_secrets", list)
+    monkeypatch.setattr(command_line, "services", only_postgres)
+    yield found
+    command_line.main(["down"])
+    assert processes.leftovers(found) == []
+    shutil.rmtree(folder)
+
+
+def pid_of_postgres(settings: Settings) -> int | None:
+    return processes.states(settings)["postgres"].pid
+
+
+def test_up_again_keeps_what_runs_and_takes_over_changed_settings(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["up"]) == 0
+    first = pid_of_postgres(settings)
+    assert command_line.main(["up"]) == 0
+    assert pid_of_postgres(settings) == first
+    assert "settings have changed" not in capsys.readouterr().out
+
+    changed = settings.model_copy(
+        update={"data": "https://example.org/bank.zip", "postgres_password": None}
+    )
+    monkeypatch.setenv("MLOPS_POSTGRES_PASSWORD", "another one")
+    use(changed, monkeypatch)
+    assert command_line.main(["up"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.count("settings have changed since the start: restarting") == 1
+    assert pid_of_postgres(settings) not in (first, None)
+    supervisor = processes.psutil.Process(processes.supervisor_pid(settings))
+    assert supervisor.environ()["MLOPS_DATA"] == "https://example.org/bank.zip"
+
+
+def test_wrong_new_settings_leave_the_running_stack_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["up"]) == 0
+    first = pid_of_postgres(settings)
+    monkeypatch.setenv("MLOPS_DATA", "/no/such/file.zip")
+    assert command_line.main(["up"]) == 2
+    assert "there is no file /no/such/file.zip" in capsys.readouterr().out
+    assert pid_of_postgres(settings) == first
+
+
+def test_a_database_of_another_card_is_refused_and_nothing_is_left_running(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["up"]) == 0
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute(INGESTED, (settings.card,))
+    assert checks.card_problems(settings) == []
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE ops.ingested_files SET card = 'churn'")
+    capsys.readouterr()
+    for running in (True, False):
+        if not running:
+            assert command_line.main(["down"]) == 0
+        assert command_line.main(["up"]) == 2
+        printed = capsys.readouterr().out
+        assert "this state belongs to card churn, not to bank_marketing" in printed
+    with pytest.raises(psycopg2.OperationalError):
+        psycopg2.connect(database_url(settings=settings))

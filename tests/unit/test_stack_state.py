@@ -1,0 +1,112 @@
+"""Whose folders are deleted, and how a change of settings is noticed."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mlops.settings import ROOT, Settings
+from mlops.stack import __main__ as command_line
+from mlops.stack import state
+from mlops.stack.secrets import secret_names
+from tests.fixtures.postgres import make_settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that the command line, run in this process, reads too."""
+    found = make_settings(tmp_path)
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # the command line sets them: undone afterwards
+    monkeypatch.setattr(command_line, "ensure_secrets", list)
+    return found
+
+
+def fill(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_clean_deletes_what_the_stack_wrote_and_nothing_else(settings: Settings) -> None:
+    fill(settings.state_dir, "lock", "logs/mage.log", "postgres/PG_VERSION")
+    fill(
+        settings.payloads_dir,
+        *("1/model.onnx", "12/model.onnx", ".3.0a1b2c3d.new/model.onnx"),
+        *("README.md", "notes.txt", "photos/1.jpg", ".git/config", "2024-archive/1"),
+    )
+    (settings.payloads_dir / "current").symlink_to("12")
+    (settings.payloads_dir / ".current.0a1b2c3d.new").symlink_to("12")
+    fill(settings.reports_dir, "1/2009-03.html", "mine.html", "final/1.html")
+    assert command_line.main(["clean", "--yes"]) == 0
+    assert not settings.state_dir.exists()
+    assert left(settings.payloads_dir) == {
+        *("README.md", "notes.txt", "photos", ".git", "2024-archive")
+    }
+    assert left(settings.reports_dir) == {"mine.html", "final"}
+
+
+def test_clean_after_setup_alone_deletes_its_state(settings: Settings) -> None:
+    fill(settings.state_dir, "logs/setup.log", "uv/bin/uv")
+    assert command_line.main(["clean", "--yes"]) == 0
+    assert not settings.state_dir.exists()
+
+
+@pytest.mark.parametrize("command", [["up"], ["clean", "--yes"]])
+def test_a_state_folder_of_somebody_else_is_left_as_it_is(
+    settings: Settings, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(settings.state_dir, "thesis.tex", "logs/mine.log")
+    fill(settings.payloads_dir, "1/model.onnx")
+    settings.state_dir.chmod(0o755)
+    assert command_line.main(command) == 2
+    printed = capsys.readouterr().out
+    assert f"{settings.state_dir} holds files that are not the stack's" in printed
+    assert left(settings.state_dir) == {"thesis.tex", "logs"}
+    assert stat.S_IMODE(settings.state_dir.stat().st_mode) == 0o755
+    assert left(settings.payloads_dir) == {"1"}
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT.parent, Path.home()])
+def test_no_mark_makes_home_or_the_clone_deletable(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(state.StateError, match="not"):
+        state.written(make_settings(tmp_path, state_dir=folder))
+
+
+@pytest.mark.parametrize("name", ["data", "predict_workers", "postgres_password"])
+def test_any_changed_setting_is_noticed_and_no_secret_is_kept(tmp_path: Path, name: str) -> None:
+    settings = make_settings(tmp_path)
+    settings.state_dir.mkdir()
+    assert state.settings_changed(settings)
+    state.remember_settings(settings)
+    assert not state.settings_changed(settings)
+    values = {each: settings.secret(each) for each in secret_names()}
+    ports = {each: getattr(settings, each) for each in Settings.model_fields if "_port" in each}
+    other = make_settings(tmp_path, **{**values, **ports, name: "7"})
+    assert state.settings_changed(other)
+    (path,) = settings.state_dir.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not any(value in path.read_text() for value in values.values())
+
+
+def test_an_env_file_that_cannot_be_read_is_one_line(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> list[str]:
+        raise PermissionError(13, "Permission denied", "/clone/.env")
+
+    monkeypatch.setattr(command_line, "ensure_secrets", refuse)
+    for command in (["up"], ["secrets"]):
+        assert command_line.main(command) == 2
+        printed = capsys.readouterr().out
+        assert "/clone/.env: Permission denied" in printed
+        assert len(printed.splitlines()) == 1
