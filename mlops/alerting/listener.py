@@ -1,6 +1,6 @@
 """The web server that alerts come to: `POST /alert`, `GET /health`. It thinks of nothing itself.
 
-    gunicorn 'mlops.alerting.listener:create_app()' --workers 1 --threads 8
+    gunicorn 'mlops.alerting.listener:create_app()' --workers 1 --threads 4
 
 An alert is stored before its sender is answered; what it leads to is decided afterwards, by a
 thread (`Starter`) that also looks by itself every few seconds, so that an alert that had to wait is
@@ -30,7 +30,7 @@ from mlops.alerting.alerts import (
     waiting_count,
 )
 from mlops.alerting.retrains import Trigger, unfinished_retrain
-from mlops.alerting.rules import load_titles
+from mlops.alerting.rules import load_titles, provisioning_environment
 from mlops.database import connect
 from mlops.dataset.card import load_card
 from mlops.orchestration import mage
@@ -92,7 +92,7 @@ class Starter:
                     connection,
                     self.card,
                     self._trigger,
-                    load_titles(),
+                    load_titles(environment=provisioning_environment(self.settings)),
                     self.settings,
                     report=lambda decision: log_decision(self._log, decision),
                 )

@@ -133,17 +133,22 @@ def load_provisioning(environment: Mapping[str, str], folder: Path = RULES_FOLDE
     return Provisioning(rules, webhooks)
 
 
-def load_titles(folder: Path = RULES_FOLDER) -> frozenset[str]:
-    """Return the titles of all rules of `folder`: the alerts that may start something.
+def load_titles(
+    folder: Path = RULES_FOLDER, environment: Mapping[str, str] | None = None
+) -> frozenset[str]:
+    """Return the titles of all rules of `folder` at work: the alerts that may start something.
 
-    Needs no secret, and reads also what only Grafana would evaluate. Raises UnsupportedRuleError
-    if a file cannot be read.
+    Reads also what only Grafana would evaluate. A title has its variables filled in, as alerts do.
+    Raises UnsupportedRuleError, naming the file, if titles cannot be read.
     """
     titles: set[str] = set()
     for path in _files(folder):
-        content = _parse(path)
-        for group in (content.get("groups") if isinstance(content, dict) else None) or []:
-            titles |= {str(rule["title"]) for rule in group.get("rules", []) if "title" in rule}
+        file = _validate(_TitledFile, _parse(path) or {}, path, "")
+        rules = [rule for group in file.groups or () for rule in group.rules]
+        try:
+            titles |= {expand(rule.title, environment or {}) for rule in rules if not rule.isPaused}
+        except ValueError as error:
+            raise UnsupportedRuleError(f"{path}: the title {error}") from None
     return frozenset(titles)
 
 
@@ -338,6 +343,21 @@ class _File(_Part):
     contactPoints: list[_ContactPoint] = []
     deleteRules: list[Any] = []  # what Grafana is to forget, the evaluator never knew
     deleteContactPoints: list[Any] = []
+
+
+class _TitledRule(BaseModel):
+    """As much of a rule as tells its alerts, whatever else the file says."""
+
+    title: str
+    isPaused: bool = False
+
+
+class _TitledGroup(BaseModel):
+    rules: list[_TitledRule]
+
+
+class _TitledFile(BaseModel):
+    groups: list[_TitledGroup] | None = None
 
 
 def _files(folder: Path) -> list[Path]:

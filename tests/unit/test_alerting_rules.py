@@ -175,7 +175,7 @@ def test_files_add_up_and_a_uid_is_used_once(folder: Path) -> None:
         "Prediction drift",
         "Other",
     ]
-    assert load_titles(folder) == {"Prediction drift", "Other"}
+    assert load_titles(folder, ENVIRONMENT) == {"Prediction drift", "Other"}
 
 
 def test_a_paused_rule_is_not_evaluated(folder: Path) -> None:
@@ -185,7 +185,29 @@ def test_a_paused_rule_is_not_evaluated(folder: Path) -> None:
 
 def test_titles_are_read_where_only_grafana_could_evaluate(folder: Path) -> None:
     change(folder, set_step(2, type="math"))
-    assert load_titles(folder) == {"Prediction drift"}
+    assert load_titles(folder, ENVIRONMENT) == {"Prediction drift"}
+
+
+def test_titles_are_those_that_alerts_will_have(folder: Path) -> None:
+    change(folder, lambda rule: rule.update(title="Drift in $$ of ${MLOPS_LISTENER_URL}"))
+    title = "Drift in $ of http://127.0.0.1:1"
+    assert load_titles(folder, ENVIRONMENT) == {title}
+    assert [rule.title for rule in load_provisioning(ENVIRONMENT, folder).rules] == [title]
+    with pytest.raises(UnsupportedRuleError, match=rf"{RULE_FILE}: .*MLOPS_LISTENER_URL"):
+        load_titles(folder, {})
+
+
+def test_a_paused_rule_starts_nothing(folder: Path) -> None:
+    change(folder, lambda rule: rule.update(isPaused=True))
+    assert load_titles(folder, ENVIRONMENT) == set()
+
+
+@pytest.mark.parametrize("rules", [None, "Drift", [None], [{"title": 1}]])
+def test_titles_that_cannot_be_read_are_refused_by_file(folder: Path, rules: Any) -> None:
+    (folder / RULE_FILE).write_text(yaml.safe_dump({"apiVersion": 1, "groups": [{"rules": rules}]}))
+    with pytest.raises(UnsupportedRuleError, match=RULE_FILE):
+        load_titles(folder, ENVIRONMENT)
+    assert RULE_FILE in refusal(folder)
 
 
 def test_a_dollar_is_expanded_as_grafana_does() -> None:
