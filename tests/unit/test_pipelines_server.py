@@ -90,19 +90,21 @@ def test_a_forked_process_dies_with_the_one_that_forked_it() -> None:
     code = (
         "import multiprocessing, os, time\n"
         "from mlops.orchestration.server import die_with_parent\n"
+        "def run():\n"
+        "    print(os.getpid(), flush=True)\n"  # it runs, so its parent's death is heard of
+        "    time.sleep(60)\n"
         "die_with_parent()\n"
-        "child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
-        "child.start()\n"
-        "print(child.pid, flush=True)\n"
-        "time.sleep(0.3)\n"
-        "os.kill(os.getpid(), 9)\n"
+        "multiprocessing.get_context('fork').Process(target=run).start()\n"
+        "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=server.ROOT, stdout=subprocess.PIPE, text=True
     )
-    assert parent.stdout is not None
-    child = Path("/proc") / parent.stdout.readline().strip()
-    assert parent.wait(30) == -9
+    with parent:
+        assert parent.stdout is not None
+        child = Path("/proc") / parent.stdout.readline().strip()
+        parent.kill()
+    assert child.name.isdigit()
     deadline = time.monotonic() + 10
     while child.exists() and "State:\tZ" not in (child / "status").read_text():
         assert time.monotonic() < deadline, "the child lives on"
