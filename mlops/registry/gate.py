@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from psycopg2.extensions import connection as Connection
 
 from mlops.dataset.card import TARGET, Card
+from mlops.dataset.rows import latest_labelled_window, load_window
 from mlops.registry.models import get_version, load_pipeline
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
@@ -96,29 +97,28 @@ def evaluate_gate(
     champion_version: str | None,
     settings: Settings | None = None,
 ) -> GateDecision:
-    """Return the decision on the challenger's validation rows, the latest labelled months.
+    """Return the decision on the last `validation_months` periods of the latest labelled window.
 
-    The rows are those that its run kept, so that they cannot have changed since. If the champion
-    was fitted or chosen on some of these months, which flatters it, the reason says so
-    (`numbers["champion_saw_window"]`).
+    For a challenger that was just trained on that window these are its validation rows. One that
+    was trained on older months is compared on the latest ones all the same, and one that was fitted
+    on some of these is refused: it knows the answers. If the champion was fitted or chosen on some,
+    which flatters it, the reason says so (`numbers["champion_saw_window"]`).
 
     A challenger that is in production already keeps its place: a deployment that was interrupted
     may run again.
 
-    Raises RegistryError or TrainingError if a version, its model or its rows are gone.
+    Raises RegistryError or TrainingError if a version, its model or its rows are gone, DataError if
+    there is no labelled month.
     """
     settings = settings or get_settings()
-    challenger = get_version(card, challenger_version, settings)
-    run_id = str(challenger.run_id)
+    run_id = str(get_version(card, challenger_version, settings).run_id)
     run = tracking.client(settings).get_run(run_id)
-    rows = tracking.load_reference(run_id, settings)
-    champion_scores = None
-    if champion_version is not None and champion_version != challenger_version:
-        champion = load_pipeline(card, champion_version, settings)
-        champion_scores = score_window(champion, card, rows)
+    start, end = latest_labelled_window(connection, card, card.time.validation_months)
+    rows = load_window(connection, card, start, end)
+    rival = champion_version if champion_version != challenger_version else None
     decision = decide(
-        rows["score"],
-        champion_scores,
+        score_window(load_pipeline(card, challenger_version, settings), card, rows),
+        None if rival is None else score_window(load_pipeline(card, rival, settings), card, rows),
         rows[TARGET],
         run.data.metrics["fitting_positive_rate"],
         settings.gate_margin,
@@ -127,18 +127,25 @@ def evaluate_gate(
         **decision.numbers,
         "challenger": challenger_version,
         "champion": champion_version,
-        "window_start": str(rows["period"].min()),
-        "window_end": str(rows["period"].max()),
+        "window_start": start,
+        "window_end": end,
     }
     if champion_version == challenger_version:
         return GateDecision(True, f"version {challenger_version} is in production already", numbers)
-    reason = decision.reason
-    if champion_version is not None:
-        until = _trained_until(connection, card, champion_version, settings)
-        numbers["champion_saw_window"] = until is not None and until >= numbers["window_start"]
+    promote, reason = decision.promote, decision.reason
+    if rival is not None:
+        until = _trained_until(connection, card, rival, settings)
+        numbers["champion_saw_window"] = until is not None and until >= start
         if numbers["champion_saw_window"]:
             reason += f"; the champion was trained on months up to {until}, which flatters it"
-    return GateDecision(decision.promote, reason, numbers)
+    fitted_until = run.data.params["fitting_periods"].rpartition("..")[2]
+    if fitted_until >= start:
+        promote = False
+        reason = (
+            f"the challenger was fitted on months up to {fitted_until}, which reach into the latest"
+            f" labelled ones, {start} to {end}: no comparison; train it on months up to {end}"
+        )
+    return GateDecision(promote, reason, numbers)
 
 
 def _trained_until(

@@ -6,6 +6,7 @@ import secrets
 
 import pytest
 from mlflow.tracking import MlflowClient
+from psycopg2 import sql
 
 from mlops.database import connect
 from mlops.registry.gate import evaluate_gate
@@ -163,7 +164,9 @@ def test_nothing_was_ever_registered(settings, card):
         assert retire_production(connection, card, settings) is None
 
 
-def test_the_gate_compares_both_models_on_the_challengers_validation_rows(settings, card, tmp_path):
+@pytest.fixture
+def trained(settings, card, tmp_path):
+    """Settings with stored months 2020-01 to 04, and a function that trains on some of them."""
     candidates = tmp_path / "candidates.yaml"
     candidates.write_text(
         "Good: {class: sklearn.linear_model.LogisticRegression, scale: true}\n"
@@ -171,19 +174,32 @@ def test_the_gate_compares_both_models_on_the_challengers_validation_rows(settin
     )
     settings = settings.model_copy(update={"card": str(card.path), "candidates": candidates})
     store_churn(settings, card)
-    with connect(settings=settings) as connection:
-        start_training(connection, card, "test", "2020-01", "2020-04", "t1", settings)
+
+    def train(connection, training_id, end):
+        start_training(connection, card, "test", "2020-01", end, training_id, settings)
         for name in ("Good", "Weak"):
-            fit_candidate(name, "t1", connection, settings)
-        good, weak = finish_training(connection, "t1", settings)
+            fit_candidate(name, training_id, connection, settings)
+        good, weak = finish_training(connection, training_id, settings)
         assert good["candidate"] == "Good"
+        return good, weak
+
+    return settings, train
+
+
+def test_the_gate_compares_both_models_on_the_latest_labelled_months(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        good, weak = train(connection, "t1", "2020-04")
 
         first = evaluate_gate(connection, card, weak["version"], None, settings)
         assert first.promote
         better = evaluate_gate(connection, card, good["version"], weak["version"], settings)
         assert better.promote
-        logged = weak["metrics"]["validation_roc_auc"]
-        assert better.numbers["champion_roc_auc"] == pytest.approx(logged)
+        # For a challenger that was just trained, these are its validation rows.
+        for role, entry in (("challenger", good), ("champion", weak)):
+            logged = entry["metrics"]["validation_roc_auc"]
+            assert better.numbers[f"{role}_roc_auc"] == pytest.approx(logged)
+        assert better.numbers["base_rate"] == good["metrics"]["fitting_positive_rate"]
         assert better.numbers["rows"] == 250
         assert better.numbers["champion_saw_window"] is True
         worse = evaluate_gate(connection, card, weak["version"], good["version"], settings)
@@ -192,3 +208,49 @@ def test_the_gate_compares_both_models_on_the_challengers_validation_rows(settin
         assert again.promote
         assert "in production already" in again.reason
     assert load_pipeline(card, good["version"], settings)["classifier"].C == 1.0
+
+
+def test_a_challenger_of_old_months_is_compared_on_the_latest_all_the_same(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        _, champion = train(connection, "new", "2020-04")
+        old, _ = train(connection, "old", "2020-03")
+        decision = evaluate_gate(connection, card, old["version"], champion["version"], settings)
+        numbers = decision.numbers
+        assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
+        logged = champion["metrics"]["validation_roc_auc"]
+        assert numbers["champion_roc_auc"] == pytest.approx(logged)
+        assert numbers["challenger_roc_auc"] != old["metrics"]["validation_roc_auc"]
+        assert numbers["champion_saw_window"] is True
+        assert "which flatters it" in decision.reason
+
+
+def test_a_champion_of_older_months_has_not_seen_the_window(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        _, champion = train(connection, "old", "2020-03")
+        new, _ = train(connection, "new", "2020-04")
+        decision = evaluate_gate(connection, card, new["version"], champion["version"], settings)
+        assert decision.promote
+        assert decision.numbers["champion_saw_window"] is False
+
+
+def test_a_challenger_that_was_fitted_on_the_window_is_refused(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        good, weak = train(connection, "t1", "2020-04")
+        with connection.cursor() as cursor:  # as when simulated months are forgotten
+            cursor.execute(
+                sql.SQL("DELETE FROM {} WHERE period = '2020-04-01'").format(
+                    sql.Identifier("data", card.name)
+                )
+            )
+        for champion in (None, weak["version"]):
+            decision = evaluate_gate(connection, card, good["version"], champion, settings)
+            assert not decision.promote
+            assert "was fitted on months up to 2020-03" in decision.reason
+            assert decision.numbers["window_start"] == "2020-03"
+            assert decision.numbers["challenger_roc_auc"] is not None
+        # What is in production already stays there: no one is compared.
+        same = evaluate_gate(connection, card, good["version"], good["version"], settings)
+        assert same.promote
