@@ -3,7 +3,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean demo simulate test lint format check
+.PHONY: help setup setup-dev up status logs down clean demo simulate test lint format check \
+	pictures ready
 
 stack := .venv-services/bin/python -m mlops.stack
 export PYTHON
@@ -19,31 +20,40 @@ setup-dev:
 	@scripts/bootstrap dev
 	@$(stack) secrets
 
+# In a fresh clone the targets that only look or stop have nothing to run.
+ready:
+	@test -x $(firstword $(stack)) || \
+	{ echo "nothing is set up yet: run \`make setup\`" >&2; exit 2; }
+
 up: setup ## Start every server and wait until all are well
 	@$(stack) up
 
-status: ## Show each server's state, health and memory
+status: ready ## Show each server's state, health and memory
 	@$(stack) status
 
-logs: ## Show the ends of the logs; SERVICE=mage for one, FOLLOW=1 to go on
+logs: ready ## Show the ends of the logs; SERVICE=mage for one, FOLLOW=1 to go on
 	@$(stack) logs $(SERVICE) $(if $(FOLLOW),--follow)
 
 down: ## Stop everything, leftovers of a crash too
-	@$(stack) down
+	@if test -x $(firstword $(stack)); then $(stack) down; \
+	else echo "nothing is set up, so nothing runs"; fi
 
-clean: ## Stop everything and delete all state, models included; YES=1 does not ask
+clean: ready ## Stop everything and delete all state, models included; YES=1 does not ask
 	@$(stack) clean $(if $(YES),--yes)
 
 demo: ## Set up, start, and run the whole loop once
 	@started=$$(date +%s) && scripts/bootstrap && \
 	$(stack) demo --started $$started --installed $$(date +%s)
 
-simulate: ## Play a month of the file as live traffic: MONTH=2009-03
+simulate: ready ## Play a month of the file as live traffic: MONTH=2009-03
 	@test -n "$(MONTH)" || { echo "which month? make simulate MONTH=2009-03" >&2; exit 2; }
 	@$(stack) simulate $(MONTH)
 
 check: setup ## Say what would keep the stack from starting
 	@$(stack) check
+
+pictures: setup-dev ## Take the pictures of the docs from the running stack
+	.venv/bin/python scripts/pictures.py
 
 lint: setup-dev ## Lint, format, types, and the import contract
 	.venv/bin/python -m ruff check .

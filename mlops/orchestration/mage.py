@@ -194,7 +194,9 @@ def wait_for_run(
 
 
 def set_trigger_tokens(settings: Settings | None = None) -> None:
-    """Give every API trigger in Mage's database our token; make those that are missing.
+    """Give our API trigger of each pipeline our token; make those that are missing.
+
+    Triggers that a person has made in Mage keep theirs.
 
     Call it when Mage is up: it reads the triggers from the pipelines' files by then, and keeps a
     token that it finds. Repeating it changes nothing. Raises MageUnavailable.
@@ -205,8 +207,9 @@ def set_trigger_tokens(settings: Settings | None = None) -> None:
         with connect("mage", settings=settings) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE pipeline_schedule SET token = %s"
-                " WHERE schedule_type = 'API' AND token IS DISTINCT FROM %s",
-                (token, token),
+                " WHERE schedule_type = 'API' AND name = %s AND pipeline_uuid = ANY(%s)"
+                " AND token IS DISTINCT FROM %s",
+                (token, TRIGGER, list(PIPELINES), token),
             )
             cursor.execute(
                 "INSERT INTO pipeline_schedule"

@@ -20,7 +20,7 @@ from mlops.serving.client import PredictClient
 from mlops.settings import Settings
 from tests.fixtures.stack import run_stack
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)  # above every limit of run_stack, so that these speak first
 
 
 def rows_of(settings: Settings, query: str, database: str = "mlops") -> list[dict[str, Any]]:

@@ -219,6 +219,24 @@ def test_a_wrong_token_is_an_error_although_mage_answers_200(server: Server) -> 
         mage.trigger_pipeline("prepare", {}, wrong)
 
 
+def test_a_trigger_that_a_person_made_keeps_its_token(server: Server) -> None:
+    with connect("mage", settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO pipeline_schedule"
+            " (created_at, updated_at, name, pipeline_uuid, schedule_type, status, token,"
+            "  repo_path)"
+            " VALUES (now(), now(), 'mine', 'prepare', 'API', 'INACTIVE', 'my own', %s)",
+            (str(PROJECT),),
+        )
+    mage.set_trigger_tokens(server.settings)
+    with connect("mage", settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM pipeline_schedule WHERE name = 'mine' AND pipeline_uuid = 'prepare'"
+            " RETURNING token"
+        )
+        assert cursor.fetchone() == ("my own",)
+
+
 def test_an_unknown_pipeline_is_an_error_that_names_the_known(server: Server) -> None:
     with pytest.raises(mage.MageError, match="prepare, train, deploy"):
         mage.trigger_pipeline("prepair", {}, server.settings)

@@ -177,6 +177,28 @@ def test_neither_venv_nor_pip_is_one_line_with_the_way_out(clone: Path, tmp_path
     assert not (clone / ".stack" / "uv").exists()
 
 
+@pytest.mark.parametrize(
+    ("target", "code", "said"),
+    [
+        ("status", 2, "nothing is set up yet: run `make setup`"),
+        ("logs", 2, "nothing is set up yet: run `make setup`"),
+        ("clean", 2, "nothing is set up yet: run `make setup`"),
+        ("simulate", 2, "nothing is set up yet: run `make setup`"),
+        ("down", 0, "nothing is set up, so nothing runs"),
+    ],
+)
+def test_a_clone_without_environments_says_so(
+    tmp_path: Path, target: str, code: int, said: str
+) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    done = subprocess.run(
+        ["make", target, "MONTH=2009-03"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == code
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    assert [line for line in lines if not line.startswith("make")] == [said]
+
+
 def test_a_python_that_does_not_fit_is_named(clone: Path) -> None:
     done = run(clone, PYTHON="/bin/false")
     assert done.returncode == 2
