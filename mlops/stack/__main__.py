@@ -232,6 +232,9 @@ def run_clean(options: argparse.Namespace) -> int:
     code = run_down(options)
     if code:
         return code
+    closed = postgres.close_again(settings)
+    if closed:
+        console.print(f"chmod o-x {' '.join(str(path) for path in closed)}: as they were")
     for path in doomed:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

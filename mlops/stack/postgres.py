@@ -7,6 +7,7 @@ stack runs it under a system user of its own. What the databases hold is SQL in 
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -116,7 +117,7 @@ def initialise(settings: Settings | None = None) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     user = system_user()
     if user:
-        _let_through(binary("postgres").parent, folder.parent)
+        _let_through(settings, binary("postgres").parent, folder.parent)
     if not (folder / "PG_VERSION").exists():
         _create(settings, folder, user)
     found = (folder / "PG_VERSION").read_text().strip()
@@ -343,18 +344,50 @@ def _own(folder: Path, user: str | None) -> None:
             shutil.chown(path, user, user)
 
 
-def _let_through(*folders: Path) -> None:
+def close_again(settings: Settings) -> list[Path]:
+    """Take back what `initialise` has opened to the system user; return these folders.
+
+    The next start opens them again, so does the next start of another clone below them.
+    """
+    closed = []
+    for path in _opened(settings):
+        with suppress(OSError):
+            path.chmod(path.stat().st_mode & ~0o001)
+            closed.append(path)
+    _opened_path(settings).unlink(missing_ok=True)
+    return closed
+
+
+def _opened_path(settings: Settings) -> Path:
+    return settings.state_dir / "opened-folders.json"
+
+
+def _opened(settings: Settings) -> list[Path]:
+    try:
+        return [Path(path) for path in json.loads(_opened_path(settings).read_text())]
+    except (OSError, ValueError):
+        return []
+
+
+def _let_through(settings: Settings, *folders: Path) -> None:
     """Let the system user pass through (not list) each folder above the server and its data."""
-    opened = []
+    opened: list[str] = []
     for folder in folders:
         for path in (folder, *folder.parents):
             mode = path.stat().st_mode
             if not mode & 0o001:
-                path.chmod(mode | 0o001)
                 opened.append(str(path))
-    if opened:
-        print(
-            f"chmod o+x {' '.join(opened)}: PostgreSQL refuses to run as root, and its user "
-            f"{SYSTEM_USER!r} must pass through",
-            file=sys.stderr,
-        )
+    if not opened:
+        return
+    # Written down first: what is opened must not be forgotten if this is interrupted.
+    known = {str(path) for path in _opened(settings)}
+    _opened_path(settings).write_text(json.dumps(sorted(known | set(opened))))
+    for name in opened:
+        path = Path(name)
+        path.chmod(path.stat().st_mode | 0o001)
+    print(
+        f"chmod o+x {' '.join(opened)}: PostgreSQL refuses to run as root, and its user "
+        f"{SYSTEM_USER!r} must pass through (`make clean` takes it back, or `make down` and: "
+        f"chmod o-x {' '.join(opened)})",
+        file=sys.stderr,
+    )

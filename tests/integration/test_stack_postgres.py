@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +148,23 @@ def test_an_interrupted_initdb_is_started_over(folder: Path) -> None:
     server.initialise(settings)
     assert not draft.exists()
     assert (settings.state_dir / "postgres" / "PG_VERSION").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's server runs as another user")
+def test_folders_that_are_opened_to_the_servers_user_can_be_closed_again(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(folder / "clone")
+    (folder / "clone").mkdir(mode=0o711)
+    folder.chmod(0o700)
+    server.initialise(settings)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o701
+    assert f"chmod o-x {folder}" in capsys.readouterr().err
+    server.initialise(settings)  # a second start finds it open, and does not forget it
+    assert folder in server.close_again(settings)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "clone").stat().st_mode) == 0o711
+    assert server.close_again(settings) == []
 
 
 def test_data_of_another_version_is_refused_with_the_way_out(folder: Path) -> None:
