@@ -32,6 +32,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -342,11 +343,25 @@ class PredictionLog:
                 while view:
                     view = view[os.write(descriptor, view) :]
             except OSError as fault:
-                if self._segment is not None:
-                    os.ftruncate(self._segment[0], self._bytes)
+                self._undo_half_line()
                 raise LogUnavailable(f"the spool cannot be written: {fault}") from fault
             self._bytes += len(line)
             self._rows += len(entry["rows"])
+
+    def _undo_half_line(self) -> None:
+        """Cut the segment after its last whole line, or leave it to the shipper, which does so."""
+        if self._segment is None:
+            return
+        descriptor, path = self._segment
+        try:
+            os.ftruncate(descriptor, self._bytes)
+        except OSError as fault:
+            logger.error("%s is given up, with its whole lines: %s", path.name, fault)
+            self._segment = None
+            self._spooled_bytes += self._bytes
+            self._rows = self._bytes = 0
+            with suppress(OSError):
+                os.close(descriptor)  # its lock goes, as if its worker were dead
 
     def pending(self) -> int:
         """Return the number of answered rows that are not in Postgres yet."""
@@ -489,13 +504,17 @@ class PredictionLog:
         try:
             self._insert(lines)
         except (psycopg2.DataError, psycopg2.IntegrityError, ValueError, KeyError):
+            refused = []
             for line in lines:
                 try:
                     self._insert([line])
                 except (psycopg2.DataError, psycopg2.IntegrityError, ValueError, KeyError) as fault:
+                    refused.append((line, fault))
+            # Only now: if Postgres goes away on the way, all lines come again.
+            with (self.folder / "rejected" / "requests.jsonl").open("ab") as rejected:
+                for line, fault in refused:
                     logger.error("a logged request is refused for good, kept aside: %s", fault)
-                    with (self.folder / "rejected" / "requests.jsonl").open("ab") as rejected:
-                        rejected.write(line)
+                    rejected.write(line)
         for path in paths:
             path.unlink(missing_ok=True)
 

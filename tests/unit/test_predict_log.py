@@ -1,0 +1,132 @@
+"""The spool of the predict API where its disk or its database fails at the worst moment.
+
+Flask is of the services' environment, and the spool needs none: it is stood in for here.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest.mock import MagicMock
+
+import orjson
+import psycopg2
+import pytest
+
+from mlops.settings import ROOT
+
+
+@pytest.fixture(scope="module")
+def predict() -> Iterator[Any]:
+    """The module as a payload has it."""
+    path = ROOT / "mlops" / "serving" / "templates" / "predict.py"
+    spec = importlib.util.spec_from_file_location("predict_template", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("flask", "werkzeug", "werkzeug.exceptions"):
+            patch.setitem(sys.modules, name, MagicMock())
+        spec.loader.exec_module(module)
+        yield module
+
+
+def no_connection() -> NoReturn:
+    raise psycopg2.OperationalError("Postgres is away")
+
+
+@pytest.fixture
+def log(predict: Any, tmp_path: Path) -> Iterator[Any]:
+    """A log whose thread has ended: the test ships itself."""
+    log = predict.PredictionLog(tmp_path / "spool", no_connection, max_bytes=10_000)
+    log._stop.set()
+    log._thread.join()
+    yield log
+    log.close(patience=0)
+
+
+def entry(name: str) -> dict[str, Any]:
+    return {"request_id": name, "rows": [[{}, 0.5, 0]]}
+
+
+def names(path: Path) -> list[str]:
+    return [orjson.loads(line)["request_id"] for line in path.read_bytes().splitlines()]
+
+
+def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[str] = []
+    away = True
+
+    def insert(lines: list[bytes]) -> None:
+        found = [orjson.loads(line)["request_id"] for line in lines]
+        if "poison" in found:
+            raise psycopg2.DataError("no such purpose")
+        if away and "last" in found:
+            raise psycopg2.OperationalError("gone")
+        taken.extend(found)
+
+    monkeypatch.setattr(log, "_insert", insert)
+    for name in ("first", "poison", "last"):
+        log.append(entry(name))
+    log._close_segment()
+    (segment,) = log.folder.glob("*.ready")
+    for _ in range(2):
+        with pytest.raises(psycopg2.OperationalError):
+            log._ship_segments([segment])
+    away = False
+    log._ship_segments([segment])
+    assert not segment.exists()
+    assert set(taken) == {"first", "last"}
+    assert names(log.folder / "rejected" / "requests.jsonl") == ["poison"]
+    assert log.rejected() == 1
+
+
+def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
+    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(entry("answered"))
+    write = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        write(descriptor, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "no space")
+
+    def fails(descriptor: int, length: int) -> NoReturn:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(predict.os, "write", half)
+        disk.setattr(predict.os, "ftruncate", fails)
+        with pytest.raises(predict.LogUnavailable, match="no space"):
+            log.append(entry("refused"))
+    log.append(entry("after"))
+    log._close_segment()
+    taken = [line for path in log._closed() for line in predict._lines(path)]
+    assert sorted(orjson.loads(line)["request_id"] for line in taken) == ["after", "answered"]
+
+
+def test_a_half_line_is_undone_where_the_disk_allows_it(
+    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.append(entry("answered"))
+    write = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        write(descriptor, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(predict.os, "write", half)
+        with pytest.raises(predict.LogUnavailable, match="no space"):
+            log.append(entry("refused"))
+    log.append(entry("after"))
+    log._close_segment()
+    (segment,) = log._closed()
+    assert names(segment) == ["answered", "after"]
