@@ -19,7 +19,8 @@ _MARKS = ("lock", "supervisord.conf")
 _OF_SETUP = frozenset({"uv", "logs"})
 """What `scripts/bootstrap` may have put there before."""
 _NUMBERED = re.compile(r"[0-9]+")
-_PAYLOAD = re.compile(r"[0-9]+|current|\.(?:[0-9]+|current)\.[0-9a-f]+\.(?:new|old)")
+_PAYLOAD_DRAFT = re.compile(r"\.(?:[0-9]+|current)\.[0-9a-f]+\.(?:new|old)")
+_REPORT = re.compile(r"[0-9]{4}-[0-9]{2}\.html|\.[0-9]{4}-[0-9]{2}\.html\.[0-9]+")
 
 
 class StateError(RuntimeError):
@@ -46,8 +47,8 @@ def check_ours(settings: Settings) -> None:
 def written(settings: Settings) -> list[Path]:
     """Return the files and folders that the stack has written, all that `clean` may delete.
 
-    Of payloads and reports only what is named by a version; what else lies there stays. Raises
-    StateError if the state folder is not the stack's, or is a folder that holds more than it.
+    Of payloads and reports only what a version names and looks like one; what else lies there
+    stays. Raises StateError if the state folder is not the stack's, or holds more than it.
     """
     check_ours(settings)
     state = settings.state_dir
@@ -56,8 +57,8 @@ def written(settings: Settings) -> list[Path]:
         raise StateError(f"{state} is not only the stack's: not deleted")
     return [
         *([state] if state.exists() else []),
-        *_named(settings.payloads_dir, _PAYLOAD),
-        *_named(settings.reports_dir, _NUMBERED),
+        *(path for path in _children(settings.payloads_dir) if _is_payload(path)),
+        *(path for path in _children(settings.reports_dir) if _is_reports(path)),
     ]
 
 
@@ -87,7 +88,21 @@ def _digest(settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _named(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_payload(path: Path) -> bool:
+    """Whether `path` is a version's payload, the link to one, or a draft of either."""
+    if path.name == "current":
+        return path.is_symlink()
+    if _NUMBERED.fullmatch(path.name):
+        return (path / "model.json").is_file()  # a payload is renamed when it is complete
+    return bool(_PAYLOAD_DRAFT.fullmatch(path.name))
+
+
+def _is_reports(path: Path) -> bool:
+    """Whether `path` holds a version's monthly reports and nothing else."""
+    if not _NUMBERED.fullmatch(path.name) or not path.is_dir():
+        return False
+    return all(_REPORT.fullmatch(each.name) for each in path.iterdir())

@@ -41,18 +41,17 @@ def test_clean_deletes_what_the_stack_wrote_and_nothing_else(settings: Settings)
     fill(settings.state_dir, "lock", "logs/mage.log", "postgres/PG_VERSION")
     fill(
         settings.payloads_dir,
-        *("1/model.onnx", "12/model.onnx", ".3.0a1b2c3d.new/model.onnx"),
-        *("README.md", "notes.txt", "photos/1.jpg", ".git/config", "2024-archive/1"),
+        *("1/model.json", "12/model.json", ".3.0a1b2c3d.new/model.onnx"),
+        *("README.md", "notes.txt", "photos/1.jpg", ".git/config", "2024/1.jpg"),
     )
     (settings.payloads_dir / "current").symlink_to("12")
     (settings.payloads_dir / ".current.0a1b2c3d.new").symlink_to("12")
-    fill(settings.reports_dir, "1/2009-03.html", "mine.html", "final/1.html")
+    fill(settings.reports_dir, "1/2009-03.html", "1/.2009-04.html.77")
+    fill(settings.reports_dir, "mine.html", "final/1.html", "2024/tax.html")
     assert command_line.main(["clean", "--yes"]) == 0
     assert not settings.state_dir.exists()
-    assert left(settings.payloads_dir) == {
-        *("README.md", "notes.txt", "photos", ".git", "2024-archive")
-    }
-    assert left(settings.reports_dir) == {"mine.html", "final"}
+    assert left(settings.payloads_dir) == {*("README.md", "notes.txt", "photos", ".git", "2024")}
+    assert left(settings.reports_dir) == {"mine.html", "final", "2024"}
 
 
 def test_clean_after_setup_alone_deletes_its_state(settings: Settings) -> None:
@@ -66,7 +65,7 @@ def test_a_state_folder_of_somebody_else_is_left_as_it_is(
     settings: Settings, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill(settings.state_dir, "thesis.tex", "logs/mine.log")
-    fill(settings.payloads_dir, "1/model.onnx")
+    fill(settings.payloads_dir, "1/model.json")
     settings.state_dir.chmod(0o755)
     assert command_line.main(command) == 2
     printed = capsys.readouterr().out
