@@ -22,7 +22,8 @@ from mlops.serving.client import PredictClient
 from mlops.serving.payload import remove_current, switch_current
 from mlops.settings import ROOT, Settings
 from tests.fixtures.postgres import make_settings
-from tests.fixtures.predict import PredictServer, await_, make_payload
+from tests.fixtures.predict import PredictServer, make_payload
+from tests.fixtures.waiting import await_
 
 CHROMIUM = Path("/usr/bin/chromium")
 STREAMLIT = ROOT / ".venv-services" / "bin" / "streamlit"

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,6 +22,7 @@ from mlops.alerting.evaluator import Evaluator, QueryError, main, to_samples
 from mlops.alerting.rules import RULES_FOLDER, load_provisioning, provisioning_environment
 from mlops.database import connect
 from mlops.settings import ROOT, Settings
+from tests.fixtures.waiting import await_
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -313,11 +313,12 @@ def test_the_process_evaluates_and_ends_cleanly_on_sigterm(database: Settings) -
     month(database, "2009-03", 0.5)
     process = spawn(database)
     try:
-        deadline = time.monotonic() + 30
-        while not execute(database, "SELECT 1 FROM ops.alert_states"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        await_(
+            lambda: (
+                process.poll() is not None or execute(database, "SELECT 1 FROM ops.alert_states")
+            ),
+            timeout=30,
+        )
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=15)
     finally:

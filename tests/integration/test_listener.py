@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,9 +27,9 @@ from mlops.alerting.rules import load_provisioning, provisioning_environment
 from mlops.database import connect
 from mlops.orchestration.server import PROJECT
 from mlops.settings import ROOT, Settings
+from tests.fixtures.alerts import RULE, alert, notification
 from tests.fixtures.postgres import free_ports
-
-RULE = "Prediction drift"
+from tests.fixtures.waiting import await_
 
 
 class Mage:
@@ -144,7 +144,7 @@ class Listener:
                 stderr=output,
                 start_new_session=True,
             )
-        wait_for(lambda: self.health() is not None, 60, lambda: self.output.read_text())
+        await_(lambda: self.health() is not None, 60, lambda: self.output.read_text())
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self._process is not None:
@@ -185,15 +185,6 @@ def listener(settings: Settings, mage: Mage) -> Iterator[Listener]:
     listener.stop()
 
 
-def wait_for(
-    condition: Callable[[], Any], seconds: float = 20, explain: Callable[[], str] = lambda: ""
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.05)
-
-
 def rows(settings: Settings, statement: str) -> list[tuple[Any, ...]]:
     with connect(settings=settings) as connection, connection.cursor() as cursor:
         cursor.execute(statement)
@@ -205,39 +196,8 @@ def decisions(settings: Settings) -> list[tuple[Any, ...]]:
 
 
 def body(rule: str = RULE, fingerprint: str = "c0ffee", status: str = "firing") -> dict[str, Any]:
-    """Return the body that Grafana posts, as its documentation shows it."""
-    return {
-        "receiver": "retrain",
-        "status": status,
-        "orgId": 1,
-        "version": "1",
-        "groupKey": "...",
-        "truncatedAlerts": 0,
-        "title": "[FIRING:1] ...",
-        "state": "alerting",
-        "message": "...",
-        "externalURL": "http://localhost:3000/",
-        "groupLabels": {"alertname": rule, "grafana_folder": "..."},
-        "commonLabels": {},
-        "commonAnnotations": {},
-        "alerts": [
-            {
-                "status": status,
-                "labels": {"alertname": rule, "model_version": "1", "period": "2009-03"},
-                "annotations": {},
-                "startsAt": "2026-01-01T00:00:00Z",
-                "endsAt": "0001-01-01T00:00:00Z",
-                "generatorURL": "",
-                "fingerprint": fingerprint,
-                "silenceURL": "",
-                "dashboardURL": "",
-                "panelURL": "",
-                "values": {"B": 0.23, "C": 1},
-                "valueString": "...",
-                "orgId": 1,
-            }
-        ],
-    }
+    """Return the body that Grafana posts about one alert."""
+    return notification(alert(rule, fingerprint, status))
 
 
 def test_an_alert_is_stored_answered_and_starts_the_pipeline(
@@ -254,7 +214,7 @@ def test_an_alert_is_stored_answered_and_starts_the_pipeline(
         assert mage.started == []  # answered before Mage was done
     finally:
         mage.release.set()
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     ((retrain_id, finished),) = rows(settings, "SELECT id, finished_at FROM ops.retrains")
     assert [each["retrain_id"] for each in mage.started] == [retrain_id]
     assert finished is None
@@ -266,7 +226,7 @@ def test_an_alert_is_stored_answered_and_starts_the_pipeline(
         "retrain": retrain_id,
         "refused": {},
     }
-    wait_for(lambda: [line["event"] for line in listener.log] == ["received", "decided"])
+    await_(lambda: [line["event"] for line in listener.log] == ["received", "decided"])
 
 
 def test_a_storm_of_the_same_alert_starts_one_retrain(
@@ -276,7 +236,7 @@ def test_a_storm_of_the_same_alert_starts_one_retrain(
         answers = list(pool.map(lambda _: listener.post(body()), range(120)))
     assert {answer.status_code for answer in answers} == {202}
     assert sum(answer.json()["new"] for answer in answers) == 1
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     assert rows(settings, "SELECT repeats FROM ops.alerts") == [(119,)]
     assert len(mage.started) == 1
     assert len(rows(settings, "SELECT 1 FROM ops.retrains")) == 1
@@ -288,8 +248,8 @@ def test_a_storm_of_different_alerts_starts_one_retrain_at_a_time(
     with ThreadPoolExecutor(16) as pool:
         answers = pool.map(lambda i: listener.post(body(fingerprint=f"{i:x}")), range(60))
         assert {answer.status_code for answer in answers} == {202}
-    wait_for(lambda: mage.started)
-    wait_for(
+    await_(lambda: mage.started)
+    await_(
         lambda: (
             rows(
                 settings,
@@ -307,7 +267,7 @@ def test_grafanas_own_alerts_start_nothing(
     listener: Listener, mage: Mage, settings: Settings, rule: str
 ) -> None:
     assert listener.post(body(rule)).status_code == 202
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     assert decisions(settings) == [("ignored",)]
     assert mage.started == []
 
@@ -367,12 +327,12 @@ def test_an_alert_waits_for_mage_through_a_kill_of_the_listener(
 ) -> None:
     mage.stop()
     assert listener.post(body()).status_code == 202
-    wait_for(lambda: rows(settings, "SELECT 1 FROM ops.alerts WHERE decision LIKE 'waits: %'"))
+    await_(lambda: rows(settings, "SELECT 1 FROM ops.alerts WHERE decision LIKE 'waits: %'"))
     assert rows(settings, "SELECT 1 FROM ops.retrains") == []
     listener.stop(signal.SIGKILL)
     mage.start()
     listener.start()  # and no further alert wakes it
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     assert decisions(settings) == [("retrain",)]
     assert len(mage.started) == 1
 
@@ -385,9 +345,9 @@ def test_a_run_that_mage_took_before_the_kill_is_not_started_twice(
     assert mage.asked.wait(20)
     listener.stop(signal.SIGKILL)
     mage.release.set()
-    wait_for(lambda: mage.started)
+    await_(lambda: mage.started)
     listener.start()
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     assert decisions(settings) == [("retrain",)]
     assert len(mage.started) == 1
 
@@ -420,7 +380,7 @@ def test_the_evaluators_own_post_is_taken(
     start = datetime.now(timezone.utc)
     for second in range(0, 25, 5):
         evaluator.tick(start + timedelta(seconds=second))
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     ((cause, alert),) = rows(settings, "SELECT cause, alert FROM ops.retrains")
     assert cause == "alert: Prediction drift (version 1, 2009-03)"
     assert alert.startswith(evaluator.states[0].fingerprint)
@@ -441,7 +401,7 @@ def test_a_lock_on_the_alerts_ends_in_no_loss(
         blocker.cursor().execute("LOCK TABLE ops.alerts IN EXCLUSIVE MODE")
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(listener.post, body())
-            wait_for(
+            await_(
                 lambda: rows(
                     settings,
                     "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -451,5 +411,5 @@ def test_a_lock_on_the_alerts_ends_in_no_loss(
             blocker.rollback()
             assert answer.result().status_code == 202
     blocker.close()
-    wait_for(lambda: decisions(settings))
+    await_(lambda: decisions(settings))
     assert len(mage.started) == 1

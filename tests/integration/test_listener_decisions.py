@@ -32,8 +32,8 @@ from mlops.alerting.retrains import (
 from mlops.database import connect
 from mlops.dataset.card import Card, load_card
 from mlops.settings import Settings
+from tests.fixtures.alerts import RULE, alert, notification
 
-RULE = "Prediction drift"
 RULES = {RULE}
 
 
@@ -101,15 +101,9 @@ def notify(
     rule: str = RULE,
     **labels: str,
 ) -> tuple[int, int]:
-    alert = {
-        "status": status,
-        "labels": {"alertname": rule, "model_version": "1", "period": "2009-03", **labels},
-        "startsAt": starts_at,
-        "fingerprint": fingerprint,
-    }
-    stored = store_alerts(
-        connection, parse_notification(json.dumps({"status": status, "alerts": [alert]}))
-    )
+    about = {"alertname": rule, "model_version": "1", "period": "2009-03", **labels}
+    sent = notification(alert(rule, fingerprint, status, startsAt=starts_at, labels=about))
+    stored = store_alerts(connection, parse_notification(json.dumps(sent)))
     connection.commit()
     return stored.new, stored.repeated
 
@@ -399,17 +393,7 @@ def test_two_deciders_at_once_start_one_retrain(
 def test_an_alert_without_a_version_label_is_the_champions(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:
-    body = {
-        "status": "firing",
-        "alerts": [
-            {
-                "status": "firing",
-                "labels": {"alertname": RULE},
-                "startsAt": "2026-01-01T00:00:00Z",
-                "fingerprint": "c3",
-            }
-        ],
-    }
+    body = notification(alert(fingerprint="c3", labels={"alertname": RULE}))
     store_alerts(connection, parse_notification(json.dumps(body)))
     connection.commit()
     assert decide(connection, card, mage, settings) == [("c3", "retrain")]

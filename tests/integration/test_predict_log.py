@@ -17,7 +17,8 @@ from mlops.database import connect
 from mlops.serving.client import ApiUnavailable, PredictClient
 from mlops.settings import Settings
 from tests.fixtures.postgres import free_ports
-from tests.fixtures.predict import PredictServer, await_, make_payload
+from tests.fixtures.predict import PredictServer, make_payload
+from tests.fixtures.waiting import await_
 
 
 def logged(settings: Settings, columns: str = "request_id") -> list[tuple[Any, ...]]:

@@ -15,7 +15,8 @@ import requests
 
 from mlops.serving.client import PayloadRefused, PredictClient
 from mlops.serving.payload import switch_current
-from tests.fixtures.predict import PredictServer, await_, exported, make_payload
+from tests.fixtures.predict import PredictServer, exported, make_payload
+from tests.fixtures.waiting import await_
 
 
 @dataclass

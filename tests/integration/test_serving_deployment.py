@@ -33,9 +33,11 @@ from mlops.serving.traffic import (
     simulate_month,
 )
 from mlops.settings import Settings
+from mlops.training import tracking
 from mlops.training.fit import fit_candidate
 from mlops.training.trainings import finish_training, start_training
-from tests.fixtures.predict import PredictServer, await_, make_rows
+from tests.fixtures.predict import PredictServer, make_rows
+from tests.fixtures.waiting import await_
 
 CARD_NAME = "deployment_test"
 ROWS = 300  # a month

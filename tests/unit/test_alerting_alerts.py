@@ -9,43 +9,12 @@ from typing import Any
 import pytest
 
 from mlops.alerting.alerts import AlertBodyError, parse_notification
+from tests.fixtures.alerts import alert, notification
 
 
-def body(**alert: Any) -> dict[str, Any]:
-    """Return Grafana's body, as in its documentation, with one alert."""
-    return {
-        "receiver": "retrain",
-        "status": "firing",
-        "orgId": 1,
-        "version": "1",
-        "groupKey": "...",
-        "truncatedAlerts": 0,
-        "title": "[FIRING:1] ...",
-        "state": "alerting",
-        "message": "...",
-        "externalURL": "http://localhost:3000/",
-        "groupLabels": {"alertname": "Prediction drift", "grafana_folder": "..."},
-        "commonLabels": {},
-        "commonAnnotations": {},
-        "alerts": [
-            {
-                "status": "firing",
-                "labels": {"alertname": "Prediction drift", "period": "2009-03"},
-                "annotations": {},
-                "startsAt": "2026-01-01T00:00:00Z",
-                "endsAt": "0001-01-01T00:00:00Z",
-                "generatorURL": "",
-                "fingerprint": "c0ffee",
-                "silenceURL": "",
-                "dashboardURL": "",
-                "panelURL": "",
-                "values": {"B": 0.23, "C": 1},
-                "valueString": "...",
-                "orgId": 1,
-                **alert,
-            }
-        ],
-    }
+def body(**changes: Any) -> dict[str, Any]:
+    """Return Grafana's body with one alert, of which some keys are changed."""
+    return notification({**alert(), **changes})
 
 
 def test_grafanas_own_body_is_read() -> None:
@@ -68,7 +37,7 @@ def test_one_moment_written_in_two_zones_is_one_alert() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alert", "field"),
+    ("changes", "field"),
     [
         ({"status": "sad"}, "alerts[0].status"),
         ({"labels": {"period": "2009-03"}}, "alerts[0].labels"),
@@ -83,9 +52,9 @@ def test_one_moment_written_in_two_zones_is_one_alert() -> None:
         ({"valueString": "\ud800"}, "alerts[0]"),
     ],
 )
-def test_a_wrong_field_is_named(alert: dict[str, Any], field: str) -> None:
+def test_a_wrong_field_is_named(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(AlertBodyError) as refused:
-        parse_notification(json.dumps(body(**alert)))
+        parse_notification(json.dumps(body(**changes)))
     assert refused.value.field == field
 
 
