@@ -144,8 +144,8 @@ def record_deployment(
 ) -> int:
     """Close the champion's row of `ops.deployments`, open one for `version`, and return its id.
 
-    To be called after `promote`: the alias is the truth, and a crash between the two is healed when
-    the deployment runs again. For the version that is recorded already nothing changes. Both writes
+    To be called after `promote`: the alias is the truth, and a crash between the two is healed by
+    `heal_history`. For the version that is recorded already nothing changes. Both writes
     are in the caller's transaction.
     """
     current = current_deployment(connection, card)
@@ -161,6 +161,36 @@ def record_deployment(
         row = cursor.fetchone()
     assert row is not None
     return int(row[0])
+
+
+def heal_history(
+    connection: Connection, card: Card, settings: Settings | None = None
+) -> str | None:
+    """Have `ops.deployments` say what the alias says; return the champion, None if there is none.
+
+    The two differ after a crash between the alias and the commit of its row. The row that is made
+    for the alias's version names the one that it replaced, as a gate's numbers do.
+    """
+    champion = production_version(card, settings)
+    current = current_deployment(connection, card)
+    recorded = None if current is None else str(current["model_version"])
+    if champion == recorded:
+        return champion
+    if champion is None:
+        _close_deployment(connection, card)
+        return None
+    tags = get_version(card, champion, settings).tags
+    reason = "its deployment was interrupted before this row was written"
+    record_deployment(
+        connection,
+        card,
+        champion,
+        cause=reason,
+        training_id=tags.get(tracking.TRAINING_TAG),
+        candidate=tags.get(tracking.CANDIDATE_TAG),
+        gate={"promote": True, "reason": reason, "numbers": {"champion": recorded}},
+    )
+    return champion
 
 
 def current_deployment(connection: Connection, card: Card) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """Bring the best of a training to production, or keep the champion; never trains or retrains.
 
 The order is what makes it safe: nothing is called production before every worker of the API has
-answered with it. Each step may run again with the same result.
+answered with it, and what the registry does not take is taken back. Each step may run again with
+the same result.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlflow.exceptions import MlflowException
 from psycopg2.extensions import connection as Connection
 
 from mlops.dataset.card import Card, load_card
@@ -18,11 +20,14 @@ from mlops.dataset.rows import data_digest, load_window
 from mlops.dataset.windows import split_window
 from mlops.registry.gate import evaluate_gate
 from mlops.registry.models import (
+    current_deployment,
     get_version,
+    heal_history,
     load_pipeline,
     production_version,
     promote,
     record_deployment,
+    retire_production,
     stage_top,
 )
 from mlops.serving.client import PayloadRefused, PredictClient
@@ -30,6 +35,7 @@ from mlops.serving.export import export_onnx
 from mlops.serving.payload import (
     current_version,
     describe_model,
+    is_payload,
     remove_current,
     render_payload,
     switch_current,
@@ -78,34 +84,35 @@ def deploy(
     """Put the best of a training (None: the card's latest one) to production if it passes the gate.
 
     Raises DeploymentError if the API does not answer as the new version within `answer_limit`
-    seconds: the link is put back and production is as it was. ParityError if ONNX and sklearn
-    differ. The caller commits; the registry is changed at once.
+    seconds, or the registry does not take it: the link is put back and production is as it was.
+    ParityError if ONNX and sklearn differ. The caller commits; the registry is changed at once.
     """
     settings = settings or get_settings()
     started = time.monotonic()
     training_id = training_id or latest_training(connection, load_card(settings.card))
     training = read_training(connection, training_id)
     card = training.load_card(settings)
-    lock(connection, f"deploy {card.name}")  # one at a time: there is one link and one champion
+    lock(connection, _lock_name(card))  # one at a time: there is one link and one champion
     leaderboard = _leaderboard(connection, training_id)
 
-    staged = stage_top(leaderboard, card, settings)
-    challenger = staged[0]
-    champion = production_version(card, settings)
-    progress(f"staging: versions {', '.join(staged)}; champion: {champion or 'none'}")
+    entry = next(each for each in leaderboard if each["version"])
+    challenger = str(entry["version"])
+    champion = heal_history(connection, card, settings)
+    progress(f"challenger: version {challenger}; champion: {champion or 'none'}")
 
     decision = evaluate_gate(connection, card, challenger, champion, settings)
     progress(f"gate: {'passed' if decision.promote else 'not passed'}: {decision.reason}")
     production = challenger if decision.promote else champion
+    back_to = before = current_version(settings.payloads_dir)
+    if decision.promote and champion is not None and is_payload(settings.payloads_dir / champion):
+        back_to = champion  # also where an earlier deployment was killed after its switch
     max_difference = None
     # A champion is served too if nobody serves it: its payload may have been deleted.
-    if production is not None and (
-        decision.promote or current_version(settings.payloads_dir) != production
-    ):
-        max_difference = _serve(production, card, connection, settings, progress, answer_limit)
+    if production is not None and (decision.promote or before != production):
+        max_difference = _render(production, card, connection, settings, progress)
+        _switch(production, back_to, settings, progress, answer_limit)
     if decision.promote:
-        promote(challenger, card, settings)
-        entry = next(each for each in leaderboard if each["version"] == challenger)
+        _register(challenger, back_to, card, settings, progress, answer_limit)
         record_deployment(
             connection,
             card,
@@ -116,6 +123,11 @@ def deploy(
             gate=decision.as_dict(),
         )
         progress(f"production: version {challenger} ({entry['candidate']})")
+    # Last, so that a deployment that fails leaves the registry as it was.
+    try:
+        progress(f"staging: versions {', '.join(stage_top(leaderboard, card, settings))}")
+    except MlflowException as fault:  # staging decides nothing
+        progress(f"note: staging is left to the next deployment: {fault}")
     return Deployment(
         outcome="promoted" if decision.promote else "kept_champion",
         version=challenger,
@@ -126,6 +138,63 @@ def deploy(
         max_difference=max_difference,
         seconds=time.monotonic() - started,
     )
+
+
+def withdraw(
+    version: str,
+    card: Card,
+    connection: Connection,
+    cause: str,
+    progress: Callable[[str], object] = print,
+    answer_limit: float = ANSWER_LIMIT_S,
+    settings: Settings | None = None,
+) -> str:
+    """Take a version out of production; return what is there, as a sentence.
+
+    The champion that it replaced comes back: link, alias and `ops.deployments`. If it replaced
+    none, nothing is in production, and the API answers with the last one until the next deployment.
+    A version that is not in production (any more) is left alone.
+
+    Raises DeploymentError if the API does not answer as the former champion: nothing is changed
+    then. The caller commits; the registry is changed at once.
+    """
+    settings = settings or get_settings()
+    lock(connection, _lock_name(card))
+    champion = heal_history(connection, card, settings)
+    current = current_deployment(connection, card)
+    if champion != version or current is None:
+        return f"Version {champion or 'none'} is in production"
+    former = (current["gate"] or {}).get("numbers", {}).get("champion")
+    if former is None or former == version:
+        retire_production(connection, card, settings)
+        return f"Version {version} replaced none: nothing is in production now, run deploy again"
+    if not is_payload(settings.payloads_dir / former):
+        _render(former, card, connection, settings, progress)
+    _switch(former, version, settings, progress, answer_limit)
+    _register(former, version, card, settings, progress, answer_limit)
+    stay = _last_stay(connection, card, former)
+    record_deployment(connection, card, former, cause=cause, **stay)
+    progress(f"production: version {former} again, instead of {version}")
+    return f"Version {former} is in production again"
+
+
+def _last_stay(connection: Connection, card: Card, version: str) -> dict[str, Any]:
+    """Return training, candidate and gate of a version's latest stay in production.
+
+    The gate goes with it, as it names whom the version had replaced.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT training_id, candidate, gate FROM ops.deployments"
+            " WHERE card = %s AND model_version = %s ORDER BY id DESC LIMIT 1",
+            (card.name, version),
+        )
+        row = cursor.fetchone() or (None, None, None)
+    return dict(zip(("training_id", "candidate", "gate"), row, strict=True))
+
+
+def _lock_name(card: Card) -> str:
+    return f"deploy {card.name}"
 
 
 def latest_training(connection: Connection, card: Card) -> str:
@@ -155,15 +224,14 @@ def _leaderboard(connection: Connection, training_id: str) -> list[dict[str, Any
     return list(leaderboard)
 
 
-def _serve(
+def _render(
     version: str,
     card: Card,
     connection: Connection,
     settings: Settings,
     progress: Callable[[str], object],
-    answer_limit: float,
 ) -> float:
-    """Render a version and have the API answer with it; return ONNX's difference from sklearn."""
+    """Write the payload of a version; return ONNX's difference from sklearn."""
     registered = get_version(card, version, settings)
     run_id = str(registered.run_id)
     training = read_training(connection, registered.tags[tracking.TRAINING_TAG])
@@ -193,21 +261,67 @@ def _serve(
         metrics=metrics,
         window=(training.window_start, training.window_end),
     )
-    folder = render_payload(version, onnx.content, model_json, settings.payloads_dir)
+    render_payload(version, onnx.content, model_json, settings.payloads_dir)
+    return onnx.max_difference
+
+
+def _switch(
+    version: str,
+    back_to: str | None,
+    settings: Settings,
+    progress: Callable[[str], object],
+    answer_limit: float,
+) -> None:
+    """Point the link at a version's payload and wait for the API, or put it back to `back_to`."""
     before = switch_current(settings.payloads_dir, version)
-    progress(f"payload: {folder.name}, was {before or 'none'}; waiting for the API")
+    progress(f"payload: {version}, was {before or 'none'}; waiting for the API")
     began = time.monotonic()
     try:
         with PredictClient(settings.predict_url) as client:
             client.wait_for_version(version, settings.predict_workers, answer_limit)
     except (PayloadRefused, TimeoutError) as fault:
-        now = _take_back(before, version, answer_limit, settings)
+        now = _take_back(back_to, version, answer_limit, settings)
         raise DeploymentError(f"version {version} was taken back: {fault}. {now}") from fault
     except BaseException:
-        _take_back(before, version, 0.0, settings)
+        _take_back(back_to, version, 0.0, settings)
         raise
     progress(f"API: every worker answers as version {version} ({time.monotonic() - began:.1f} s)")
-    return onnx.max_difference
+
+
+def _register(
+    version: str,
+    back_to: str | None,
+    card: Card,
+    settings: Settings,
+    progress: Callable[[str], object],
+    answer_limit: float,
+) -> None:
+    """Call production what the API answers with already, or put the link back to `back_to`."""
+    try:
+        promote(version, card, settings)
+    except BaseException as fault:
+        interrupted = not isinstance(fault, Exception)
+        if _is_production(version, card, settings):
+            if interrupted:
+                raise
+            # The alias is what counts; the others and the tags follow at the next promotion.
+            progress(f"note: version {version} is in production, its tags are not set: {fault}")
+            return
+        now = _take_back(back_to, version, 0.0 if interrupted else answer_limit, settings)
+        if interrupted:
+            raise
+        raise DeploymentError(
+            f"version {version} was taken back: the registry at {settings.mlflow_url} did not "
+            f"take it: {fault}. {now}"
+        ) from fault
+
+
+def _is_production(version: str, card: Card, settings: Settings) -> bool:
+    """Return whether the alias names the version; no, if the registry does not answer."""
+    try:
+        return production_version(card, settings) == version
+    except MlflowException:
+        return False  # if it does after all, the next deployment serves it
 
 
 def _take_back(before: str | None, version: str, answer_limit: float, settings: Settings) -> str:

@@ -1,7 +1,8 @@
 """Score months that no training has seen, twice: by sklearn and over the live API.
 
 The two must agree: this proves the whole way from a request to the answer, on rows that nobody
-tuned it on. It never decides anything; the numbers are stored in `ops.test_results`.
+tuned it on. A version that does not is taken out of production; how good one is decides nothing.
+The numbers are stored in `ops.test_results`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import pandas as pd
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
+from mlops.database import connect
 from mlops.dataset.card import PERIOD, TARGET, Card
 from mlops.dataset.rows import load_future, periods_to_come, to_records
 from mlops.dataset.timeline import month_start
 from mlops.registry.models import get_version, load_pipeline
 from mlops.serving.client import PredictClient
+from mlops.serving.deployment import withdraw
 from mlops.serving.export import ParityError
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
@@ -48,6 +51,28 @@ class TestResult:
     metrics: dict[str, float]
     max_difference: float
     """Largest difference of probability between API and sklearn."""
+
+
+def score_production(
+    card: Card,
+    version: str,
+    progress: Callable[[str], object] = print,
+    settings: Settings | None = None,
+) -> list[TestResult]:
+    """Do `score_unseen` in a transaction of its own, and withdraw the version if it is refused.
+
+    Raises ParityError, which says what is in production then, DeploymentError if the former
+    champion does not answer, and TestingError.
+    """
+    settings = settings or get_settings()
+    try:
+        with connect(settings=settings) as connection:
+            return score_unseen(connection, card, version, progress, settings)
+    except ParityError as fault:
+        with connect(settings=settings) as connection:
+            cause = f"version {version} was refused: API and sklearn differ"
+            now = withdraw(version, card, connection, cause, progress, settings=settings)
+        raise ParityError(f"version {version} is refused. {now}. Found: {fault}") from fault
 
 
 def score_unseen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 from psycopg2.extensions import connection as Connection
 
 from mlops.database import connect
@@ -19,13 +21,13 @@ from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import load_window, store
 from mlops.dataset.sources import RawData
 from mlops.dataset.timeline import period_range
-from mlops.registry.models import current_deployment, production_version
+from mlops.registry.models import current_deployment, production_version, promote
 from mlops.serving import deployment, testing
 from mlops.serving.client import PredictClient
 from mlops.serving.deployment import DeploymentError, deploy
 from mlops.serving.export import ParityError, export_onnx
 from mlops.serving.payload import current_version
-from mlops.serving.testing import score_unseen
+from mlops.serving.testing import score_production, score_unseen
 from mlops.serving.traffic import (
     TrafficError,
     deliver_labels,
@@ -268,8 +270,7 @@ def generous(stack: Stack) -> Settings:
 def test_model_that_the_api_cannot_load_is_taken_back(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    champion = stack.answering()
-    before = rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id")
+    champion, before = stack.answering(), state(stack)
 
     def broken(*args: Any) -> Any:
         return replace(export_onnx(*args), content=b"no model")
@@ -280,13 +281,67 @@ def test_model_that_the_api_cannot_load_is_taken_back(
         database(stack) as connection,
     ):
         deploy(stack.second, connection, "test", print, settings=generous(stack))
-    assert current_version(stack.settings.payloads_dir) == champion == stack.answering()
-    assert production_version(stack.card, stack.settings) == champion
-    assert rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id") == before
+    assert state(stack) == before
 
 
-def test_better_challenger_takes_over_and_the_champion_is_retired(stack: Stack) -> None:
+def state(stack: Stack) -> tuple[Any, ...]:
+    """What tells production, and staging: link, answer, aliases, history."""
+    client = tracking.client(stack.settings)
+    return (
+        current_version(stack.settings.payloads_dir),
+        stack.answering(),
+        client.get_registered_model(stack.card.name).aliases,
+        rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id"),
+    )
+
+
+def test_registry_that_fails_after_the_switch_takes_the_link_back(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, before = stack.answering(), state(stack)
+    answered: list[str] = []
+
+    def away(*_: Any) -> None:
+        answered.append(stack.answering())
+        raise MlflowException("the registry is away")
+
+    monkeypatch.setattr(deployment, "promote", away)
+    with (
+        pytest.raises(DeploymentError, match=f"registry is away. Version {champion} answers"),
+        database(stack) as connection,
+    ):
+        deploy(stack.second, connection, "test", print, settings=generous(stack))
+    assert answered != [champion], "the switch comes first"
+    assert state(stack) == before
+
+
+def test_interrupted_deployment_is_taken_back_too(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion, before = stack.answering(), state(stack)
+
+    def cancelled(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deployment, "promote", cancelled)
+    with pytest.raises(KeyboardInterrupt), database(stack) as connection:
+        deploy(stack.second, connection, "test", print, settings=generous(stack))
+    with PredictClient(stack.server.url) as client:  # nobody waited for it, as for a cancelled run
+        client.wait_for_version(champion, stack.settings.predict_workers, 20)
+    assert state(stack) == before
+
+
+def test_better_challenger_takes_over_and_the_champion_is_retired(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     champion = stack.answering()
+
+    def fails_late(version: str, *rest: Any) -> None:
+        promote(version, *rest)
+        raise MlflowException("the tags were not set")
+
+    # Once the alias is set there is no way back, and need be none.
+    monkeypatch.setattr(deployment, "promote", fails_late)
     with database(stack) as connection:
         done = deploy(stack.second, connection, "test", print, settings=generous(stack))
     assert (done.outcome, done.champion, done.production) == ("promoted", champion, done.version)
@@ -296,6 +351,66 @@ def test_better_challenger_takes_over_and_the_champion_is_retired(stack: Stack) 
         "SELECT model_version, retired_at IS NULL FROM ops.deployments"
         f" WHERE card = '{CARD_NAME}' ORDER BY id",
     ) == [(champion, False), (done.version, True)]
+
+
+def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
+    champion = stack.answering()
+    *_, (former, _) = retired = history(stack, retired=True)
+    with database(stack) as connection, connection.cursor() as cursor:
+        # As if the block had died after the alias was set: its transaction is undone.
+        cursor.execute("DELETE FROM ops.deployments WHERE retired_at IS NULL")
+        cursor.execute(
+            "UPDATE ops.deployments SET retired_at = NULL WHERE model_version = %s", (former,)
+        )
+    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
+    with database(stack) as connection:
+        kept = deploy(stack.first, connection, "test", print, settings=strict)
+    assert (kept.outcome, kept.champion, kept.production) == ("kept_champion", champion, champion)
+    assert history(stack, retired=True) == retired
+    with database(stack) as connection:
+        row = current_deployment(connection, stack.card)
+    assert row is not None
+    assert (row["model_version"], row["candidate"], row["training_id"]) == (
+        champion,
+        "Same",
+        stack.second,
+    )
+    assert "interrupted" in row["cause"]
+
+
+def history(stack: Stack, retired: bool) -> list[tuple[Any, ...]]:
+    return rows_of(
+        stack,
+        f"SELECT model_version, candidate FROM ops.deployments WHERE card = '{CARD_NAME}'"
+        f" AND (retired_at IS NOT NULL) = {retired} ORDER BY id",
+    )
+
+
+def test_version_that_the_test_refuses_gives_way_to_the_former_champion(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = stack.answering()
+    *_, (former, _) = history(stack, retired=True)
+    score = testing.score_window
+    monkeypatch.setattr(testing, "score_window", lambda *args: score(*args) + 2e-5)
+    with pytest.raises(ParityError, match=f"Version {former} is in production again.*file row"):
+        score_production(stack.card, refused, print, stack.settings)
+    assert stack.answering() == former == production_version(stack.card, stack.settings)
+    assert current_version(stack.settings.payloads_dir) == former
+    with database(stack) as connection:
+        row = current_deployment(connection, stack.card)
+    assert row is not None
+    assert (row["model_version"], row["candidate"]) == (former, "Good")
+    assert f"version {refused} was refused" in row["cause"]
+    # The next one that is refused does not bring back the first: none was before this champion.
+    with pytest.raises(ParityError, match="nothing is in production"):
+        score_production(stack.card, former, print, stack.settings)
+    assert production_version(stack.card, stack.settings) is None
+    assert history(stack, retired=False) == []
+    with database(stack) as connection:
+        again = deploy(stack.second, connection, "test", print, settings=stack.settings)
+    assert (again.outcome, again.champion) == ("promoted", None)
+    assert stack.answering() == refused
 
 
 def test_api_that_is_down_leaves_everything_as_it_was(stack: Stack) -> None:
@@ -320,6 +435,16 @@ def test_champion_whose_payload_is_gone_is_served_again(stack: Stack) -> None:
     starter.join()
     assert (done.outcome, done.production) == ("kept_champion", champion)
     assert stack.answering() == champion
+
+
+def test_champion_whose_payload_folder_is_gone_is_served_again(stack: Stack) -> None:
+    champion = stack.answering()
+    shutil.rmtree(stack.settings.payloads_dir / champion)
+    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
+    with database(stack) as connection:
+        done = deploy(stack.first, connection, "test", print, settings=strict)
+    assert (done.outcome, done.production) == ("kept_champion", champion)
+    assert current_version(stack.settings.payloads_dir) == champion == stack.answering()
 
 
 def test_nothing_to_deploy_is_said(stack: Stack) -> None:
