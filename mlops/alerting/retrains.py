@@ -1,4 +1,4 @@
-"""The life of a retrain in `ops.retrains`: asked for, opened by its pipeline, closed, or given up.
+"""The life of a retrain in `ops.retrains`: asked for, opened, deployed, closed, or given up.
 
 At most one retrain of a card is unfinished, which a unique index holds. This module trains nothing:
 it starts the pipeline through a function that it is given, and keeps the books. Its functions
@@ -8,7 +8,7 @@ commit: each of them is a fact that others must be able to see at once.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -83,6 +83,38 @@ def open_retrain(
     return retrain_id
 
 
+def note_deployment(
+    connection: Connection,
+    retrain_id: str,
+    deployed: Mapping[str, Any],
+    training_id: str | None = None,
+) -> None:
+    """Write versions, scores and gate of a retrain as soon as its deployment has decided.
+
+    `deployed` is a `mlops.serving.deployment.Deployment` as a dict. The rows that the deployment
+    wrote in the same transaction are committed with it: what fails later cannot lose the one of the
+    two. Raises LookupError if there is no such retrain.
+    """
+    gate = deployed["gate"]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE ops.retrains SET training_id = coalesce(%s, training_id), champion = %s,"
+            " challenger = %s, champion_score = %s, challenger_score = %s, gate = %s WHERE id = %s",
+            (
+                training_id,
+                deployed["champion"],
+                deployed["version"],
+                gate["champion_roc_auc"],
+                gate["challenger_roc_auc"],
+                Json(gate),
+                retrain_id,
+            ),
+        )
+        if cursor.rowcount == 0:
+            raise _unknown(retrain_id)
+    connection.commit()
+
+
 def close_retrain(
     connection: Connection,
     retrain_id: str,
@@ -90,24 +122,20 @@ def close_retrain(
     reason: str,
     *,
     training_id: str | None = None,
-    champion: str | None = None,
-    challenger: str | None = None,
-    champion_score: float | None = None,
-    challenger_score: float | None = None,
-    gate: dict[str, Any] | None = None,
 ) -> bool:
     """Write the outcome of a retrain; return whether it was written.
 
     The first outcome stays, but for `failed`: a retrain that was given up and finishes after all
-    has the outcome that it really had. Raises LookupError if there is no such retrain.
+    has the outcome that it really had. One that fails after its challenger went to production says
+    so in its reason, and keeps what `note_deployment` wrote. Raises LookupError if there is no such
+    retrain.
     """
     with connection.cursor() as cursor:
+        if outcome == "failed" and (version := _promoted(cursor, retrain_id)) is not None:
+            reason += f"; version {version} is in production all the same"
         cursor.execute(
             "UPDATE ops.retrains SET finished_at = clock_timestamp(), outcome = %(outcome)s,"
-            " reason = %(reason)s, training_id = coalesce(%(training_id)s, training_id),"
-            " champion = %(champion)s, challenger = %(challenger)s,"
-            " champion_score = %(champion_score)s, challenger_score = %(challenger_score)s,"
-            " gate = %(gate)s"
+            " reason = %(reason)s, training_id = coalesce(%(training_id)s, training_id)"
             " WHERE id = %(id)s"
             " AND (outcome IS NULL OR (outcome = 'failed' AND %(outcome)s <> 'failed'))",
             {
@@ -115,20 +143,31 @@ def close_retrain(
                 "outcome": outcome,
                 "reason": reason,
                 "training_id": training_id,
-                "champion": champion,
-                "challenger": challenger,
-                "champion_score": champion_score,
-                "challenger_score": challenger_score,
-                "gate": None if gate is None else Json(gate),
             },
         )
         written = cursor.rowcount == 1
         if not written:
             cursor.execute("SELECT 1 FROM ops.retrains WHERE id = %s", (retrain_id,))
             if cursor.fetchone() is None:
-                raise LookupError(f"there is no retrain {retrain_id!r} in ops.retrains")
+                raise _unknown(retrain_id)
     connection.commit()
     return written
+
+
+def _promoted(cursor: Any, retrain_id: str) -> str | None:
+    """Return the version in production if it is of this retrain's training, else None."""
+    cursor.execute(
+        "SELECT d.model_version FROM ops.retrains r"
+        " JOIN ops.deployments d USING (card, training_id)"
+        " WHERE r.id = %s AND d.model_version = r.challenger AND d.retired_at IS NULL",
+        (retrain_id,),
+    )
+    row = cursor.fetchone()
+    return None if row is None else str(row[0])
+
+
+def _unknown(retrain_id: str) -> LookupError:
+    return LookupError(f"there is no retrain {retrain_id!r} in ops.retrains")
 
 
 def fail_stale_retrains(
@@ -138,18 +177,14 @@ def fail_stale_retrains(
     settings = settings or get_settings()
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE ops.retrains SET finished_at = clock_timestamp(), outcome = 'failed',"
-            " reason = %s WHERE card = %s AND finished_at IS NULL"
-            " AND started_at < clock_timestamp() - make_interval(secs => %s) RETURNING id",
-            (
-                f"not finished after {settings.retrain_limit_s} s: see pipeline {PIPELINE} in Mage",
-                card.name,
-                settings.retrain_limit_s,
-            ),
+            "SELECT id FROM ops.retrains WHERE card = %s AND finished_at IS NULL"
+            " AND started_at < clock_timestamp() - make_interval(secs => %s)",
+            (card.name, settings.retrain_limit_s),
         )
-        ids = [str(row[0]) for row in cursor.fetchall()]
+        stale = [str(row[0]) for row in cursor.fetchall()]
     connection.commit()
-    return ids
+    reason = f"not finished after {settings.retrain_limit_s} s: see pipeline {PIPELINE} in Mage"
+    return [each for each in stale if close_retrain(connection, each, "failed", reason)]
 
 
 def unfinished_retrain(connection: Connection, card: Card) -> str | None:

@@ -25,6 +25,7 @@ from mlops.alerting.retrains import (
     close_retrain,
     fail_stale_retrains,
     latest_retrains,
+    note_deployment,
     open_retrain,
     request_retrain,
     unfinished_retrain,
@@ -418,7 +419,7 @@ def test_a_pipeline_started_by_hand_opens_its_own_row(connection: Connection, ca
     opened = open_retrain(connection, card, "run-7")
     assert opened == "run-7"
     assert open_retrain(connection, card, "run-7") == "run-7"  # an interrupted block runs again
-    close_retrain(connection, opened, "promoted", "better", champion="1", challenger="2")
+    close_retrain(connection, opened, "promoted", "better")
     with pytest.raises(RetrainRunningError, match="finished already"):
         open_retrain(connection, card, "run-7")
 
@@ -436,14 +437,64 @@ def test_the_outcome_is_written_once_but_for_a_failure_that_was_none(
     opened = open_retrain(connection, card)
     assert close_retrain(connection, opened, "failed", "given up")
     assert not close_retrain(connection, opened, "failed", "again")
-    assert close_retrain(
-        connection, opened, "promoted", "better", champion_score=0.6, challenger_score=0.7, gate={}
-    )
+    assert close_retrain(connection, opened, "promoted", "better")
     assert not close_retrain(connection, opened, "kept_champion", "late")
     (retrain,) = latest_retrains(connection, card)
-    assert (retrain["outcome"], retrain["reason"], retrain["gate"]) == ("promoted", "better", {})
+    assert (retrain["outcome"], retrain["reason"]) == ("promoted", "better")
     with pytest.raises(LookupError, match="nobody"):
         close_retrain(connection, "nobody", "failed", "x")
+
+
+DEPLOYED = {
+    "outcome": "promoted",
+    "champion": "1",
+    "version": "2",
+    "gate": {"champion_roc_auc": 0.6, "challenger_roc_auc": 0.7, "margin": 0.0},
+}
+
+
+def kept(connection: Connection, card: Card) -> tuple[Any, ...]:
+    retrain = latest_retrains(connection, card)[0]
+    names = ("champion", "challenger", "champion_score", "challenger_score", "gate")
+    return tuple(retrain[name] for name in names)
+
+
+def test_a_retrain_that_fails_after_its_deployment_keeps_what_it_decided(
+    connection: Connection, card: Card
+) -> None:
+    opened = open_retrain(connection, card, "r1")
+    deploy(connection, "2")
+    execute(
+        connection,
+        "UPDATE ops.deployments SET training_id = 'r1' WHERE retired_at IS NULL",
+    )
+    note_deployment(connection, opened, DEPLOYED, "r1")
+    connection.rollback()  # the note is committed whatever its block does next
+    assert kept(connection, card) == ("1", "2", 0.6, 0.7, DEPLOYED["gate"])
+    assert unfinished_retrain(connection, card) == opened
+    assert close_retrain(connection, opened, "failed", "block monitor/monitor: no disk")
+    assert kept(connection, card) == ("1", "2", 0.6, 0.7, DEPLOYED["gate"])
+    (retrain,) = latest_retrains(connection, card)
+    assert (retrain["outcome"], retrain["training_id"]) == ("failed", "r1")
+    assert retrain["reason"] == (
+        "block monitor/monitor: no disk; version 2 is in production all the same"
+    )
+
+
+def test_a_retrain_whose_version_was_withdrawn_does_not_claim_production(
+    connection: Connection, card: Card
+) -> None:
+    opened = open_retrain(connection, card, "r1")
+    note_deployment(connection, opened, DEPLOYED, "r1")
+    deploy(connection, "1")  # the former champion is back
+    assert close_retrain(connection, opened, "failed", "refused")
+    (retrain,) = latest_retrains(connection, card)
+    assert (retrain["reason"], retrain["challenger"]) == ("refused", "2")
+
+
+def test_a_deployment_of_no_retrain_is_not_noted(connection: Connection) -> None:
+    with pytest.raises(LookupError, match="nobody"):
+        note_deployment(connection, "nobody", DEPLOYED)
 
 
 def test_a_young_retrain_is_not_given_up(

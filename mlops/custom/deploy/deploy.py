@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 
+from mlops.alerting.retrains import note_deployment
 from mlops.database import connect
 from mlops.serving.deployment import deploy
 
@@ -13,8 +14,9 @@ if "custom" not in globals():
 def deploy_best(*trained, **variables):
     asked = {**variables, **(trained[0] if trained else {})}
     with connect() as connection:
-        done = deploy(
-            asked.get("training_id") or None, connection, asked.get("cause") or "by hand", print
-        )
+        training_id, cause = asked.get("training_id") or None, asked.get("cause") or "by hand"
+        done = deploy(training_id, connection, cause, print)
+        if "retrain_id" in variables:  # of pipeline retrain, whose training has the retrain's id
+            note_deployment(connection, training_id, asdict(done), training_id)
     print(f"{done.outcome}: {done.reason}\nin production: version {done.production or 'none'}")
     return asdict(done)
