@@ -512,8 +512,8 @@ class PredictionLog:
                     refused.append((line, fault))
             # Only now: if Postgres goes away on the way, all lines come again.
             with (self.folder / "rejected" / "requests.jsonl").open("ab") as rejected:
-                for line, fault in refused:
-                    logger.error("a logged request is refused for good, kept aside: %s", fault)
+                for line, reason in refused:
+                    logger.error("a logged request is refused for good, kept aside: %s", reason)
                     rejected.write(line)
         for path in paths:
             path.unlink(missing_ok=True)
