@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from mlops.alerting.heartbeat import forget_beat
 from mlops.database import connect
 from mlops.orchestration.mage import MageError, set_trigger_tokens
 from mlops.settings import ROOT, Settings, get_settings
@@ -343,6 +344,7 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
         postgres.initialise(settings)
         processes.start_supervisor(settings, [_program(each) for each in wanted])
         state.remember_settings(settings)
+        forget_beat(settings)  # an earlier evaluator's says nothing about this one
     processes.start(settings, "postgres")
     try:
         postgres.wait_until_ready(settings)

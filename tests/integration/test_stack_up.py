@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from mlops.alerting.heartbeat import beat, heartbeat_complaint
 from mlops.database import connect, database_url
 from mlops.settings import Settings
 from mlops.stack import __main__ as command_line
@@ -57,7 +58,9 @@ def test_up_again_keeps_what_runs_and_takes_over_changed_settings(
 ) -> None:
     assert command_line.main(["up"]) == 0
     first = pid_of_postgres(settings)
+    beat(settings, set())
     assert command_line.main(["up"]) == 0
+    assert heartbeat_complaint(settings) is None
     assert pid_of_postgres(settings) == first
     assert "settings have changed" not in capsys.readouterr().out
 
@@ -70,6 +73,7 @@ def test_up_again_keeps_what_runs_and_takes_over_changed_settings(
     lines = capsys.readouterr().out.splitlines()
     assert lines.count("settings have changed since the start: restarting") == 1
     assert pid_of_postgres(settings) not in (first, None)
+    assert heartbeat_complaint(settings), "the old evaluator's heartbeat counts for the new one"
     supervisor = processes.psutil.Process(processes.supervisor_pid(settings))
     assert supervisor.environ()["MLOPS_DATA"] == "https://example.org/bank.zip"
 
