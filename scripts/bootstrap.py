@@ -240,7 +240,8 @@ def _link_mode() -> str:
 
 def _fingerprint(groups: list[str]) -> dict[str, object]:
     lock = hashlib.sha256((ROOT / "uv.lock").read_bytes()).hexdigest()
-    return {"lock": lock, "groups": groups, "root": str(ROOT)}
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return {"lock": lock, "groups": groups, "root": str(ROOT), "python": python}
 
 
 def _stamp(name: str) -> Path:
@@ -255,12 +256,18 @@ def _stamped_groups(name: str) -> list[str]:
 
 
 def _is_current(name: str, groups: list[str]) -> bool:
-    """Whether the environment was made from this lock, in this place, and its Python still runs."""
+    """Whether the environment was made from this lock, in this place, and its Python still runs.
+
+    Another Python than it was made with counts only if PYTHON names it.
+    """
     try:
         found = json.loads(_stamp(name).read_text())
     except (OSError, ValueError):
         return False
-    return found == _fingerprint(groups) and (ROOT / name / "bin" / "python").exists()
+    wanted = _fingerprint(groups)
+    if not os.environ.get("PYTHON"):
+        wanted["python"] = found.get("python")
+    return found == wanted and (ROOT / name / "bin" / "python").exists()
 
 
 def _check_disk(stale: list[str], groups: dict[str, list[str]]) -> None:

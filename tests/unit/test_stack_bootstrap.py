@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -79,6 +79,19 @@ def test_a_changed_lock_is_installed(
     bootstrap.main([])
     with (clone / "uv.lock").open("a") as lock:
         lock.write("# another\n")
+    bootstrap.main([])
+    assert len(synced) == 4
+
+
+def test_another_python_is_taken_only_if_it_is_named(
+    bootstrap: ModuleType, synced: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHON", raising=False)
+    bootstrap.main([])
+    monkeypatch.setattr(bootstrap.sys, "version_info", SimpleNamespace(major=3, minor=99))
+    bootstrap.main([])
+    assert len(synced) == 2
+    monkeypatch.setenv("PYTHON", "/usr/bin/python3.12")
     bootstrap.main([])
     assert len(synced) == 4
 
