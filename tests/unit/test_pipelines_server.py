@@ -72,7 +72,7 @@ def test_the_queue_that_is_mended_is_the_one_that_mage_has() -> None:
             "import inspect, mage_ai.orchestration.queue.process_queue as q;"
             "print(list(inspect.signature(q.poll_job_and_execute).parameters)[:3],"
             " list(inspect.signature(q.ProcessQueue.has_job).parameters)[:2],"
-            " q.JobStatus.QUEUED, q.Worker.__name__);"
+            " q.JobStatus.QUEUED.value, q.Worker.__name__);"
             "from mlops.orchestration.server import mend_queue; mend_queue(q)",
         ],
         env={"MAGE_DATABASE_CONNECTION_URL": "sqlite://", "PATH": "", "HOME": "/nonexistent"},

@@ -191,6 +191,9 @@ def test_api_imports_only_what_its_image_holds() -> None:
     assert imported - set(sys.stdlib_module_names) <= allowed
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 11), reason="the image has Python 3.11; 3.10 gets an older onnxruntime"
+)
 def test_image_installs_what_the_services_environment_runs() -> None:
     """The whole closure with exact versions; what is printed on failure is the file to write."""
     script = """
