@@ -247,15 +247,19 @@ def run_clean(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Bring the stack up and run the loop once; see demo.py."""
+    from mlops.stack import demo
+
     now = time.time()
     started = options.started or now
+    facts = _settings().state_dir / "demo.json"
+    facts.unlink(missing_ok=True)  # those of an earlier demo say nothing of this one
     code = run_up(options)
     if code:
+        if facts.parent.is_dir():
+            demo.Facts(facts, started).update(error="the stack did not come up")
         return code
     stages = {"setup": (options.installed or now) - started, "up": time.time() - now}
-    from mlops.stack.demo import main as demo
-
-    return demo(_settings(), started=started, stages=stages)
+    return demo.main(_settings(), started=started, stages=stages)
 
 
 def run_simulate(options: argparse.Namespace) -> int:

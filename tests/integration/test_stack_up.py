@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -107,3 +108,16 @@ def test_a_database_of_another_card_is_refused_and_nothing_is_left_running(
         assert "this state belongs to card churn, not to bank_marketing" in printed
     with pytest.raises(psycopg2.OperationalError):
         psycopg2.connect(database_url(settings=settings))
+
+
+def test_a_demo_whose_stack_does_not_come_up_leaves_no_older_success(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.state_dir.mkdir()
+    facts = settings.state_dir / "demo.json"
+    facts.write_text('{"closed": true}')
+    monkeypatch.setattr(command_line, "run_up", lambda options: command_line.FAILED)
+    assert command_line.main(["demo"]) == command_line.FAILED
+    found = json.loads(facts.read_text())
+    assert found["closed"] is False
+    assert "did not come up" in found["error"]
