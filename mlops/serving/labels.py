@@ -14,10 +14,11 @@ import csv
 import sys
 from pathlib import Path
 
+import psycopg2
 from psycopg2.extensions import connection as Connection
 
 from mlops.database import connect
-from mlops.dataset.card import Card, load_card
+from mlops.dataset.card import Card, CardError, load_card
 from mlops.dataset.errors import DataError
 from mlops.serving.traffic import Label, deliver_labels
 from mlops.settings import get_settings
@@ -30,7 +31,9 @@ def read_labels(path: Path, card: Card) -> list[Label]:
 
     Raises DataError, which names row (1-based, of data), column, what was found and expected.
     """
-    answers = {"0": 0, "1": 1, card.target.negative: 0, card.target.positive: 1}
+    answers = {card.target.negative: 0, card.target.positive: 1}
+    if not answers.keys() & {"0", "1"}:  # unless they are the card's own words for something else
+        answers |= {"0": 0, "1": 1}
     expected = ", ".join(map(repr, answers))
     labels: dict[tuple[str, int], int] = {}
     problems = []
@@ -52,14 +55,13 @@ def read_labels(path: Path, card: Card) -> list[Label]:
                     faults.append(f"column row: found {row!r}, expected a number from 0")
                 if label not in answers:
                     faults.append(f"column label: found {label!r}, expected one of {expected}")
-                elif (
-                    not faults
-                    and labels.setdefault((name, int(row)), answers[label]) != (answers[label])
-                ):
-                    faults.append(
-                        f"column label: found {label!r}, expected what an earlier line says of "
-                        f"request {name}, row {row}"
-                    )
+                if not faults:
+                    known = labels.setdefault((name, int(row)), answers[label])
+                    if known != answers[label]:
+                        faults.append(
+                            f"column label: found {label!r}, expected what an earlier line says "
+                            f"of request {name}, row {row}"
+                        )
                 problems += [f"row {number}, {fault}" for fault in faults]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(str(path), [f"cannot be read as a CSV in UTF-8: {error}"]) from error
@@ -89,13 +91,16 @@ def main(arguments: list[str] | None = None) -> int:
     path = parser.parse_args(arguments).file
     try:
         labels = read_labels(path, load_card(get_settings().card))
-    except DataError as error:
+        with connect() as connection:
+            found = deliver_labels(connection, labels)
+            unknown = unknown_requests(connection, labels)
+    except (CardError, DataError, psycopg2.OperationalError) as error:
         print(error, file=sys.stderr)
         return 1
-    with connect() as connection:
-        found = deliver_labels(connection, labels)
-        unknown = unknown_requests(connection, labels)
-    print(f"{path}: {len(labels)} labels, {found} found; {unknown} request ids are unknown")
+    print(
+        f"{path}: {found} of {len(labels)} labels matched a logged row; "
+        f"{unknown} request ids are not in the log"
+    )
     if unknown:
         print("a request just answered reaches the log within a second: run this again then")
     return 0

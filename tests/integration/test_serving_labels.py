@@ -48,7 +48,8 @@ def test_labels_of_a_file_are_delivered_and_counted(
     path = written(tmp_path, "a,0,1", "a,1,no", "a,7,1", "c,0,1")
     for _ in range(2):
         assert labels.main([str(path)]) == 0
-        assert "4 labels, 2 found; 1 request ids are unknown" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "2 of 4 labels matched a logged row; 1 request ids are not in the log" in said
     assert logged(answered) == [("a", 0, 1), ("a", 1, 0), ("b", 0, None)]
 
 
@@ -59,7 +60,7 @@ def test_a_file_with_a_fault_delivers_nothing(
     assert labels.main([str(path)]) == 1
     said = capsys.readouterr().err
     assert str(path) in said
-    assert "row 2, column label: found 'maybe', expected one of '0', '1', 'no', 'yes'" in said
+    assert "row 2, column label: found 'maybe', expected one of 'no', 'yes', '0', '1'" in said
     assert {label for _, _, label in logged(answered)} == {None}
 
 
