@@ -36,6 +36,7 @@ from mlops.alerting.rules import (
     Provisioning,
     Rule,
     UnsupportedRuleError,
+    Webhook,
     load_provisioning,
     provisioning_environment,
 )
@@ -96,9 +97,11 @@ class Evaluator:
                 if now >= self._due.get(rule.uid, now):
                     self._evaluate(rule, now)
                     self._due[rule.uid] = now + rule.interval
-            for group in group_alerts(self.rules, self.states, self.webhooks):
+            groups = group_alerts(self.rules, self.states, self.webhooks)
+            for group in groups:
                 if group.is_due(now) and now >= self._quiet_until.get(group.rule.uid, now):
                     self._tell(group, now)
+            self._forget_needless({group.rule.receiver for group in groups})
             self._say_up("Postgres")
         except psycopg2.Error as error:
             # Memory is never behind the database, and the next evaluation stores all of it.
@@ -151,10 +154,10 @@ class Evaluator:
             if not 200 <= response.status_code < 300:
                 raise requests.HTTPError(f"answered {response.status_code}: {response.text[:200]}")
         except requests.RequestException as error:
-            self._say_down(f"contact point {webhook.name!r} ({webhook.url})", error)
+            self._say_down(_contact_point(webhook), error)
             self._quiet_until[group.rule.uid] = now + group.rule.group_interval
             return
-        self._say_up(f"contact point {webhook.name!r} ({webhook.url})")
+        self._say_up(_contact_point(webhook))
         log.info("told %s: %s", webhook.name, body["title"])
         told = {alert.fingerprint for alert in group.alerts}
         after = [
@@ -195,6 +198,12 @@ class Evaluator:
                 values: dict[str, Any] = {name: getattr(state, name) for name in names}
                 cursor.execute(insert, {**values, "labels": Json(state.labels)})
 
+    def _forget_needless(self, receivers: set[str]) -> None:
+        """Count no contact point as away that nobody is waiting for: no post would clear it."""
+        for name, webhook in self.webhooks.items():
+            if name not in receivers:
+                self._down.discard(_contact_point(webhook))
+
     def _say_down(self, what: str, error: Exception) -> None:
         """Log a fault once, not every second."""
         if what not in self._down:
@@ -205,6 +214,10 @@ class Evaluator:
         if what in self._down:
             self._down.discard(what)
             log.info("%s is back", what)
+
+
+def _contact_point(webhook: Webhook) -> str:
+    return f"contact point {webhook.name!r} ({webhook.url})"
 
 
 def to_samples(rule: Rule, names: list[str], rows: Iterable[tuple[Any, ...]]) -> list[Sample]:

@@ -167,6 +167,21 @@ def test_an_alert_is_told_again_until_the_listener_takes_it(
     assert len(listener.bodies) == attempts + 1
 
 
+def test_a_listener_that_nobody_waits_for_is_not_away(
+    database: Settings, start: Callable[[], Evaluator], listener: Listener
+) -> None:
+    """The alert ended before anybody heard of it, so no later post clears the complaint."""
+    deploy(database, "1")
+    month(database, "2009-03", 0.55)
+    listener.answer = None
+    evaluator = start()
+    play(evaluator, 0, 40)
+    assert len(evaluator.away) == 1
+    month(database, "2009-03", 0.04)
+    play(evaluator, 41, 80)
+    assert evaluator.away == set()
+
+
 def test_a_new_month_in_drift_is_a_new_alert(
     database: Settings, start: Callable[[], Evaluator], listener: Listener
 ) -> None:
