@@ -10,13 +10,15 @@ CREATE SCHEMA IF NOT EXISTS ops;      -- the life of the loop: files, trainings,
 -- Every file that was ever accepted. The checksum is of the CSV itself, not of an archive round it,
 -- so the same data in another wrapping is recognised.
 CREATE TABLE IF NOT EXISTS ops.ingested_files (
-    sha256      text PRIMARY KEY CHECK (sha256 ~ '^[0-9a-f]{64}$'),
+    sha256      text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'),
     card        text NOT NULL,
     source      text NOT NULL,
     origin      text NOT NULL CHECK (origin IN ('file', 'download', 'generated')),
     rows        integer NOT NULL,
     bytes       bigint NOT NULL,
-    ingested_at timestamptz NOT NULL DEFAULT now()
+    data_digest text, -- of the rows by the card's rules: once these change, it is new data
+    ingested_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (card, sha256)
 );
 
 -- One row per run of the train pipeline; the leaderboard is stored when all candidates are in.
@@ -83,6 +85,8 @@ CREATE TABLE IF NOT EXISTS grafana.evidently_metrics (
     period                date NOT NULL,
     row_count             integer NOT NULL,
     prediction_drift      double precision,
+    -- What chance alone reaches in a month of that many rows; below it a drift is no finding.
+    prediction_drift_noise double precision,
     num_drifted_columns   integer,
     share_drifted_columns double precision,
     share_missing_values  double precision,
@@ -103,6 +107,7 @@ CREATE TABLE IF NOT EXISTS ops.alerts (
     body        jsonb NOT NULL,
     received_at timestamptz NOT NULL DEFAULT now(),
     repeats     integer NOT NULL DEFAULT 0,
+    tries       integer NOT NULL DEFAULT 0, -- retrains started for it; a failed one is tried again
     handled_at  timestamptz,
     decision    text,
     retrain     text,
@@ -154,16 +159,3 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA data, serving, grafana, ops GRANT SELECT ON T
 GRANT USAGE ON SCHEMA serving TO predict;
 GRANT INSERT ON serving.predictions TO predict;
 
--- What chance alone reaches in a month of that many rows (mlops/monitoring/drift.py): a drift that
--- does not pass it is no finding, and the alert rule does not count it.
-ALTER TABLE grafana.evidently_metrics
-    ADD COLUMN IF NOT EXISTS prediction_drift_noise double precision;
-
--- What became of a file by the card's rules: the same file is new data once these have changed.
-ALTER TABLE ops.ingested_files ADD COLUMN IF NOT EXISTS data_digest text;
--- A file may belong to more than one card.
-ALTER TABLE ops.ingested_files DROP CONSTRAINT IF EXISTS ingested_files_pkey;
-CREATE UNIQUE INDEX IF NOT EXISTS ingested_files_once_a_card ON ops.ingested_files (card, sha256);
-
--- How many retrains have answered the alert: one that failed is tried again, and not for ever.
-ALTER TABLE ops.alerts ADD COLUMN IF NOT EXISTS tries integer NOT NULL DEFAULT 0;
