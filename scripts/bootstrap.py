@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = Path(os.environ.get("MLOPS_STATE_DIR") or ROOT / ".stack")
+STATE = ROOT / Path(os.environ.get("MLOPS_STATE_DIR") or ".stack").expanduser()
+"""As mlops/settings.py takes it: a relative path from the clone, ~ as home."""
 UV_HOME = STATE / "uv"
 LOG = STATE / "logs" / "setup.log"
 

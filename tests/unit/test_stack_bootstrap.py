@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,18 @@ def test_a_second_run_does_nothing(bootstrap: ModuleType, synced: list[object]) 
     assert synced == [(".venv", ["orchestrator"]), (".venv-services", ["services"])]
     assert bootstrap.main([]) == 0
     assert len(synced) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("~/state", "{home}/state"), ("state", "{clone}/state"), ("/srv/state", "/srv/state")],
+)
+def test_the_state_folder_is_the_one_that_the_settings_name(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, given: str, expected: str
+) -> None:
+    monkeypatch.setenv("MLOPS_STATE_DIR", given)
+    found = runpy.run_path(str(clone / "scripts" / "bootstrap.py"))["STATE"]
+    assert found == Path(expected.format(home=Path.home(), clone=clone.resolve()))
 
 
 def test_a_changed_lock_is_installed(
