@@ -117,10 +117,11 @@ def run_up(options: argparse.Namespace) -> int:
     settings = _settings()
     wanted = services(settings)
     with _only_one(settings):
-        if processes.supervisor_pid(settings) and state.settings_changed(settings):
+        changed = _changed_settings(settings)
+        if changed:
             if _problems(settings, wanted):
                 return REFUSED  # what runs goes on with its old settings
-            console.print("settings have changed since the start: restarting")
+            console.print(f"{changed}: restarting")
             processes.stop_all(settings)
             postgres.stop(settings)
         if processes.supervisor_pid(settings) is None:
@@ -156,17 +157,12 @@ def run_up(options: argparse.Namespace) -> int:
 def run_down(options: argparse.Namespace) -> int:
     """Stop everything."""
     settings = _settings()
-    if not settings.state_dir.exists() or not state.is_ours(settings.state_dir):
+    if not state.exists(settings.state_dir) or not state.is_ours(settings.state_dir):
         console.print("nothing runs")
         return 0
     with _only_one(settings):
-        ended = processes.stop_all(settings)
-        postgres.stop(settings)
-        left = processes.leftovers(settings)
-    if ended:
-        console.print(f"{ended} processes outlived their supervisor: ended")
-    if left:
-        console.print(f"[red]still there: {', '.join(str(each.pid) for each in left)}[/]")
+        stopped = _stop(settings)
+    if not stopped:
         return FAILED
     console.print("down")
     return 0
@@ -199,6 +195,9 @@ def run_status(options: argparse.Namespace) -> int:
             f"[red]{len(orphans)} processes outlived their supervisor[/]: "
             "`make up` starts anew, `make down` ends them"
         )
+    changed = _changed_settings(settings)
+    if changed:
+        console.print(f"{changed}: `make up` takes them over")
     return 0 if all(each.well for each in healths) else FAILED
 
 
@@ -222,7 +221,10 @@ def run_clean(options: argparse.Namespace) -> int:
     settings = _settings()
     # Payloads and reports go too: they are numbered by the registry that is deleted.
     doomed = state.written(settings)
-    if doomed and not options.yes:
+    if not doomed:
+        console.print("nothing to delete")
+        return 0
+    if not options.yes:
         if not sys.stdin.isatty():
             console.print("clean deletes all models, metrics and logs: say so with --yes")
             return REFUSED
@@ -230,17 +232,18 @@ def run_clean(options: argparse.Namespace) -> int:
         console.print(f"This deletes all models, metrics and logs:\n  {names}")
         if console.input("Go on? [y/N] ").strip().lower() != "y":
             return REFUSED
-    code = run_down(options)
-    if code:
-        return code
-    closed = postgres.close_again(settings)
-    if closed:
-        console.print(f"chmod o-x {' '.join(str(path) for path in closed)}: as they were")
-    for path in doomed:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    with _only_one(settings):  # to the end: no `up` may start on what is being deleted
+        if not _stop(settings):
+            return FAILED
+        closed = postgres.close_again(settings)
+        if closed:
+            console.print(f"chmod o-x {' '.join(str(path) for path in closed)}: as they were")
+        doomed = state.written(settings)  # again: a version may have been deployed since
+        for path in doomed:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
     console.print(f"deleted {len(doomed)} files and folders")
     return 0
 
@@ -327,11 +330,38 @@ def _settings() -> Settings:
 
 def _problems(settings: Settings, wanted: list[Service]) -> list[str]:
     """Print and return what stands in the way of a start."""
-    running = {name for name, state in processes.states(settings).items() if state.pid}
-    found = checks.problems(settings, wanted, running)
+    running = {name for name, found in processes.states(settings).items() if found.pid}
+    variables = [each.port_setting for each in wanted if each.name in running]
+    # Those of the start: a service that runs says nothing about a port that is set only now.
+    own_ports = state.ports_at_start(settings, variables)
+    found = checks.problems(settings, wanted, own_ports)
     for line in found:
         console.print(f"[red]{escape(line)}[/]")
     return found
+
+
+def _changed_settings(settings: Settings) -> str:
+    """Return what to say if servers run that were started with other settings, else ""."""
+    if processes.supervisor_pid(settings) is None:
+        return ""
+    changed = state.changed_settings(settings)
+    if changed == []:
+        return ""
+    return (
+        f"settings have changed since the start ({', '.join(changed or ['which, is not known'])})"
+    )
+
+
+def _stop(settings: Settings) -> bool:
+    """Stop everything, with the stack's lock held; return whether nothing is left."""
+    ended = processes.stop_all(settings)
+    postgres.stop(settings)
+    left = processes.leftovers(settings)
+    if ended:
+        console.print(f"{ended} processes outlived their supervisor: ended")
+    if left:
+        console.print(f"[red]still there: {', '.join(str(each.pid) for each in left)}[/]")
+    return not left
 
 
 def _start(settings: Settings, wanted: list[Service]) -> bool:
@@ -346,8 +376,8 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
         (settings.state_dir / name).chmod(0o700)
     if processes.supervisor_pid(settings) is None:
         postgres.initialise(settings)
+        state.remember_settings(settings)  # first: nothing may run with other ones than these
         processes.start_supervisor(settings, [_program(each) for each in wanted])
-        state.remember_settings(settings)
         forget_beat(settings)  # an earlier evaluator's says nothing about this one
     processes.start(settings, "postgres")
     try:
@@ -436,17 +466,20 @@ def _show_addresses(settings: Settings, wanted: list[Service]) -> None:
 @contextmanager
 def _only_one(settings: Settings) -> Iterator[None]:
     """Hold the stack's lock, so that two `up` or `down` do not work against each other."""
-    state.check_ours(settings)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    # Root's Postgres passes through as another user; nobody else has anything to do in here.
-    settings.state_dir.chmod(0o711 if os.geteuid() == 0 else 0o700)
-    with (settings.state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            console.print("another `up` or `down` is at work: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    path = settings.state_dir / "lock"
+    while True:
+        state.claim(settings)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                console.print("another `up`, `down` or `clean` is at work: waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            # A `clean` deletes the lock with all else: what was waited for may be nobody's now.
+            if not path.exists() or not os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                continue
+            yield
+            return
 
 
 def _duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ from mlops.alerting.rules import (
 from mlops.database import connect
 from mlops.dataset.card import CardError, load_card
 from mlops.settings import ROOT, MissingSecretError, Settings
+from mlops.stack import state
 from mlops.stack.services import Service
 
 FREE_BYTES_NEEDED = 1_000_000_000
@@ -35,10 +36,10 @@ FREE_BYTES_NEEDED = 1_000_000_000
 _PYTHONS = ((3, 10), (3, 12))
 
 
-def problems(settings: Settings, services: Iterable[Service], running: set[str]) -> list[str]:
-    """Return what stands in the way, a line each; empty if the stack may start.
+def problems(settings: Settings, services: Iterable[Service], own_ports: set[int]) -> list[str]:
+    """Return what stands in the way of a start, a line each; empty if the stack may start.
 
-    `running` names the services of this very stack that run already: their ports are theirs.
+    `own_ports` are those that this very stack uses now, and gives back when it is restarted.
     """
     services = list(services)
     return [
@@ -49,7 +50,7 @@ def problems(settings: Settings, services: Iterable[Service], running: set[str])
         *alert_rule_problems(settings),
         *folder_problems(settings),
         *disk_problems(settings),
-        *port_problems(settings, services, running),
+        *port_problems(services, own_ports),
     ]
 
 
@@ -101,7 +102,11 @@ def data_problems(settings: Settings) -> list[str]:
     if "://" in given:
         return [f"MLOPS_DATA={given} is an address of an unknown kind: expected http or https"]
     path = Path(given)
-    if not path.exists():
+    try:
+        path.stat()
+    except PermissionError:
+        return [f"MLOPS_DATA: this user may not look into a folder above {path}: change its mode"]
+    except OSError:
         return [f"MLOPS_DATA: there is no file {path}: correct it, or unset it for the public data"]
     if not path.is_file():
         return [f"MLOPS_DATA: {path} is a folder or device, expected a zip or CSV"]
@@ -150,7 +155,7 @@ def disk_problems(settings: Settings) -> list[str]:
     ]
 
 
-def port_problems(settings: Settings, services: Iterable[Service], running: set[str]) -> list[str]:
+def port_problems(services: Iterable[Service], own_ports: set[int]) -> list[str]:
     """Return a line for each port that another program uses, or that two services are to share."""
     found = []
     owners = defaultdict(list)
@@ -158,7 +163,7 @@ def port_problems(settings: Settings, services: Iterable[Service], running: set[
         if service.port is None:
             continue
         owners[service.port].append(service)
-        if service.name in running:
+        if service.port in own_ports:
             continue
         complaint = _port_complaint(service.port)
         if complaint:
@@ -227,7 +232,7 @@ def _program_on(port: int) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """Return `path`, or the nearest folder above it that exists."""
-    while not path.exists():
+    """Return `path`, or the nearest folder above it that exists, as far as this user can see."""
+    while not state.exists(path):
         path = path.parent
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +73,10 @@ def test_up_again_keeps_what_runs_and_takes_over_changed_settings(
     use(changed, monkeypatch)
     assert command_line.main(["up"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines.count("settings have changed since the start: restarting") == 1
+    (line,) = [each for each in lines if "settings have changed" in each]
+    assert line == (
+        "settings have changed since the start (MLOPS_DATA, MLOPS_POSTGRES_PASSWORD): restarting"
+    )
     assert pid_of_postgres(settings) not in (first, None)
     assert heartbeat_complaint(settings), "the old evaluator's heartbeat counts for the new one"
     supervisor = processes.psutil.Process(processes.supervisor_pid(settings))
@@ -88,6 +92,28 @@ def test_wrong_new_settings_leave_the_running_stack_alone(
     assert command_line.main(["up"]) == 2
     assert "there is no file /no/such/file.zip" in capsys.readouterr().out
     assert pid_of_postgres(settings) == first
+
+
+def test_a_new_port_that_is_taken_leaves_the_running_stack_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command_line.main(["up"]) == 0
+    first = pid_of_postgres(settings)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        monkeypatch.setenv("MLOPS_POSTGRES_PORT", str(taken))
+        assert command_line.main(["up"]) == 2
+        printed = capsys.readouterr().out
+        assert f"port {taken} (postgres) is in use" in printed
+        assert "restarting" not in printed
+        assert pid_of_postgres(settings) == first
+    command_line.main(["status"])
+    assert (
+        "settings have changed since the start (MLOPS_POSTGRES_PORT): `make up` takes them over"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_database_of_another_card_is_refused_and_nothing_is_left_running(

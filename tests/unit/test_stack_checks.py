@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_port_in_use_names_port_service_program_and_setting(tmp_path: Path) ->
     with socket.socket() as server:
         server.bind(("127.0.0.1", settings.mlflow_port))
         server.listen()
-        (line,) = checks.port_problems(settings, services(settings), set())
+        (line,) = checks.port_problems(services(settings), set())
     assert f"port {settings.mlflow_port} (mlflow) is in use by" in line
     assert f"(pid {os.getpid()})" in line
     assert "MLOPS_MLFLOW_PORT" in line
@@ -33,7 +34,7 @@ def test_a_port_taken_on_all_addresses_is_found_too(tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("0.0.0.0", settings.mage_port))
         server.listen()
-        (line,) = checks.port_problems(settings, services(settings), set())
+        (line,) = checks.port_problems(services(settings), set())
     assert f"port {settings.mage_port} (mage)" in line
 
 
@@ -42,18 +43,27 @@ def test_the_stacks_own_servers_are_not_in_its_way(tmp_path: Path) -> None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", settings.mlflow_port))
         server.listen()
-        assert checks.port_problems(settings, services(settings), {"mlflow"}) == []
+        assert checks.port_problems(services(settings), {settings.mlflow_port}) == []
+
+
+def test_a_port_that_is_set_anew_is_not_the_stacks_own(tmp_path: Path) -> None:
+    old, new = make_settings(tmp_path), make_settings(tmp_path)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", new.mlflow_port))
+        server.listen()
+        (line,) = checks.port_problems(services(new), {old.mlflow_port})
+    assert f"port {new.mlflow_port} (mlflow) is in use" in line
 
 
 def test_free_ports_are_no_problem(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
-    assert checks.port_problems(settings, services(settings), set()) == []
+    assert checks.port_problems(services(settings), set()) == []
 
 
 def test_two_services_on_one_port_are_named(tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     settings = settings.model_copy(update={"mage_port": settings.mlflow_port})
-    (line,) = checks.port_problems(settings, services(settings), set())
+    (line,) = checks.port_problems(services(settings), set())
     assert "mlflow and mage" in line
     assert "MLOPS_MLFLOW_PORT or MLOPS_MAGE_PORT" in line
 
@@ -82,6 +92,30 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     finally:
         tmp_path.chmod(0o700)
     assert any("MLOPS_STATE_DIR" in line and str(tmp_path) in line for line in lines)
+
+
+def test_below_a_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    look = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        # As it is for an ordinary user; root, which may run this, can look everywhere.
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    settings = make_settings(closed, data=str(closed / "bank.zip"))
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    lines = checks.folder_problems(settings)
+    assert f"{closed} cannot be written by this user" in lines[0]
+    assert "MLOPS_STATE_DIR" in lines[0]
+    assert checks.disk_problems(settings) == []
+    (line,) = checks.data_problems(settings)
+    assert f"MLOPS_DATA: this user may not look into a folder above {closed}/bank.zip" in line
 
 
 def test_a_card_that_does_not_exist_is_named(tmp_path: Path) -> None:

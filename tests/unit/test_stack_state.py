@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import shutil
 import stat
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from mlops.settings import ROOT, Settings
 from mlops.stack import __main__ as command_line
-from mlops.stack import state
+from mlops.stack import processes, state
 from mlops.stack.secrets import secret_names
 from tests.fixtures.postgres import make_settings
 
@@ -38,7 +40,7 @@ def left(folder: Path) -> set[str]:
 
 
 def test_clean_deletes_what_the_stack_wrote_and_nothing_else(settings: Settings) -> None:
-    fill(settings.state_dir, "lock", "logs/mage.log", "postgres/PG_VERSION")
+    fill(settings.state_dir, "mlops-stack", "logs/mage.log", "postgres/PG_VERSION")
     fill(
         settings.payloads_dir,
         *("1/model.json", "12/model.json", ".3.0a1b2c3d.new/model.onnx"),
@@ -75,6 +77,93 @@ def test_a_state_folder_of_somebody_else_is_left_as_it_is(
     assert left(settings.payloads_dir) == {"1"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("logs/mine.log",),
+        ("logs/setup.log", "logs/mine.log"),
+        ("logs",),
+        ("uv/pyproject.toml",),
+        ("lock", "status"),
+        ("supervisord.conf",),
+    ],
+)
+def test_a_folder_that_only_looks_like_the_stacks_is_left(
+    settings: Settings, names: tuple[str, ...]
+) -> None:
+    fill(settings.state_dir, *names)
+    assert command_line.main(["clean", "--yes"]) == 2
+    assert all((settings.state_dir / name).is_file() for name in names)
+
+
+def test_a_state_from_before_the_mark_is_still_the_stacks(settings: Settings) -> None:
+    fill(settings.state_dir, "lock", "logs/mage.log")
+    (settings.state_dir / "supervisord.conf").write_text(
+        "[program:mage]\ncommand=python -m mlops.stack.launch mage\n"
+    )
+    assert command_line.main(["clean", "--yes"]) == 0
+    assert not settings.state_dir.exists()
+
+
+def test_a_state_folder_that_cannot_be_made_is_one_line(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.state_dir.write_text("a file")
+    assert command_line.main(["up"]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{settings.state_dir}: File exists: set MLOPS_STATE_DIR" in line
+
+
+def test_clean_looks_for_what_to_delete_once_all_is_stopped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings.state_dir, "mlops-stack")
+    fill(settings.payloads_dir, "1/model.json")
+    stop = processes.stop_all
+
+    def deploy_then_stop(settings: Settings) -> int:
+        fill(settings.payloads_dir, "2/model.json")
+        return stop(settings)
+
+    monkeypatch.setattr(processes, "stop_all", deploy_then_stop)
+    assert command_line.main(["clean", "--yes"]) == 0
+    assert left(settings.payloads_dir) == set()
+
+
+def test_clean_holds_the_lock_till_all_is_deleted(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(settings.state_dir, "mlops-stack")
+    delete = shutil.rmtree
+
+    def delete_if_locked(path: Path) -> None:
+        with (settings.state_dir / "lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        delete(path)
+
+    monkeypatch.setattr(command_line.shutil, "rmtree", delete_if_locked)
+    assert command_line.main(["clean", "--yes"]) == 0
+    assert not settings.state_dir.exists()
+
+
+def test_who_waited_for_clean_takes_a_lock_that_exists(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock_ = fcntl.flock
+    taken: list[int] = []
+
+    def lock_after_a_clean(file: int, mode: int) -> None:
+        lock_(file, mode)
+        if not taken:
+            shutil.rmtree(settings.state_dir)
+        taken.append(mode)
+
+    monkeypatch.setattr(command_line.fcntl, "flock", lock_after_a_clean)
+    with command_line._only_one(settings):
+        assert left(settings.state_dir) == {"lock", "mlops-stack"}
+    assert len(taken) == 2
+
+
 @pytest.mark.parametrize("folder", [ROOT, ROOT.parent, Path.home()])
 def test_no_mark_makes_home_or_the_clone_deletable(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(state.StateError, match="not"):
@@ -85,16 +174,25 @@ def test_no_mark_makes_home_or_the_clone_deletable(tmp_path: Path, folder: Path)
 def test_any_changed_setting_is_noticed_and_no_secret_is_kept(tmp_path: Path, name: str) -> None:
     settings = make_settings(tmp_path)
     settings.state_dir.mkdir()
-    assert state.settings_changed(settings)
+    assert state.changed_settings(settings) is None
     state.remember_settings(settings)
-    assert not state.settings_changed(settings)
+    assert state.changed_settings(settings) == []
     values = {each: settings.secret(each) for each in secret_names()}
     ports = {each: getattr(settings, each) for each in Settings.model_fields if "_port" in each}
     other = make_settings(tmp_path, **{**values, **ports, name: "7"})
-    assert state.settings_changed(other)
+    assert state.changed_settings(other) == [f"MLOPS_{name.upper()}"]
     (path,) = settings.state_dir.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not any(value in path.read_text() for value in values.values())
+
+
+@pytest.mark.parametrize("text", ["", "4f" * 32, "12", "{}", "[]"])
+def test_what_an_older_version_remembered_is_unknown(tmp_path: Path, text: str) -> None:
+    settings = make_settings(tmp_path)
+    settings.state_dir.mkdir()
+    (settings.state_dir / "settings.digest").write_text(text)
+    assert state.changed_settings(settings) is None
+    assert state.ports_at_start(settings, ["MLOPS_MAGE_PORT"]) == {settings.mage_port}
 
 
 def test_an_env_file_that_cannot_be_read_is_one_line(
