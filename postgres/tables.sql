@@ -159,3 +159,5 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA data, serving, grafana, ops GRANT SELECT ON T
 GRANT USAGE ON SCHEMA serving TO predict;
 GRANT INSERT ON serving.predictions TO predict;
 
+-- A person ended it: its alerts are not tried again, as they are after a failure.
+ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS cancelled boolean NOT NULL DEFAULT false;

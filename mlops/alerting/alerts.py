@@ -302,6 +302,7 @@ class _Deciding:
     def _reopen(self, production: str | None) -> list[Decision]:
         """Have the alerts wait again whose retrain failed, unless they are over or answered since.
 
+        A retrain that a person cancelled is not started again: that was an answer, too.
         Their `retrain` is forgotten, so that the next try gets an id of its own; `ops.retrains`
         keeps the alert that started each.
         """
@@ -315,7 +316,7 @@ class _Deciding:
                 " AND (alert.body->'labels'->>'model_version' IS NULL"
                 "      OR alert.body->'labels'->>'model_version' = %(production)s)"
                 " AND failed.id = alert.retrain AND failed.card = %(card)s"
-                " AND failed.outcome = 'failed'"
+                " AND failed.outcome = 'failed' AND NOT failed.cancelled"
                 " AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later"
                 "                 WHERE later.card = failed.card"
                 "                 AND later.started_at > failed.started_at"

@@ -122,20 +122,22 @@ def close_retrain(
     reason: str,
     *,
     training_id: str | None = None,
+    cancelled: bool = False,
 ) -> bool:
     """Write the outcome of a retrain; return whether it was written.
 
     The first outcome stays, but for `failed`: a retrain that was given up and finishes after all
     has the outcome that it really had. One that fails after its challenger went to production says
-    so in its reason, and keeps what `note_deployment` wrote. Raises LookupError if there is no such
-    retrain.
+    so in its reason, and keeps what `note_deployment` wrote. `cancelled` says that a person ended
+    it: its alerts are not tried again. Raises LookupError if there is no such retrain.
     """
     with connection.cursor() as cursor:
         if outcome == "failed" and (version := _promoted(cursor, retrain_id)) is not None:
             reason += f"; version {version} is in production all the same"
         cursor.execute(
             "UPDATE ops.retrains SET finished_at = clock_timestamp(), outcome = %(outcome)s,"
-            " reason = %(reason)s, training_id = coalesce(%(training_id)s, training_id)"
+            " reason = %(reason)s, training_id = coalesce(%(training_id)s, training_id),"
+            " cancelled = %(cancelled)s"
             " WHERE id = %(id)s"
             " AND (outcome IS NULL OR (outcome = 'failed' AND %(outcome)s <> 'failed'))",
             {
@@ -143,6 +145,7 @@ def close_retrain(
                 "outcome": outcome,
                 "reason": reason,
                 "training_id": training_id,
+                "cancelled": cancelled,
             },
         )
         written = cursor.rowcount == 1

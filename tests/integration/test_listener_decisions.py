@@ -319,6 +319,20 @@ def test_between_two_tries_the_cool_down_is_waited_for(
     assert decide(connection, card, mage, patient) == [("a1", "retrain")]
 
 
+def test_a_retrain_that_a_person_cancelled_is_not_started_again(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection)
+    decide(connection, card, mage, settings)
+    running = unfinished_retrain(connection, card)
+    assert running is not None
+    close_retrain(connection, running, "failed", "ended in Mage", cancelled=True)
+    assert decide(connection, card, mage, settings) == []
+    assert len(mage.started) == 1
+    notify(connection, starts_at="2026-01-02T00:00:00Z")  # a new episode is a new question
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+
+
 def test_alerts_that_had_joined_are_tried_again_too(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:

@@ -7,17 +7,23 @@ if "callback" not in globals():
     from mage_ai.data_preparation.decorators import callback
 
 
-def close_failed(*_output, **variables):
+def close_failed(*_output, cancelled=False, **variables):
     retrain_id = variables.get("retrain_id") or f"run-{variables['pipeline_run'].id}"
-    fault = variables.get("__error") or "the run was cancelled in Mage"
+    fault = "the run was cancelled in Mage" if cancelled else variables.get("__error")
     reason = f"block {variables.get('parent_block_uuid')}: {fault}"
     try:
         with connect() as connection:
-            close_retrain(connection, retrain_id, "failed", reason)
+            close_retrain(connection, retrain_id, "failed", reason, cancelled=cancelled)
     except LookupError:
         reason += " (it had not been opened)"
     print(f"retrain {retrain_id} failed, {reason}")
 
 
 callback("failure")(close_failed)
-callback("cancelled")(close_failed)
+
+
+def close_cancelled(*_output, **variables):
+    close_failed(cancelled=True, **variables)
+
+
+callback("cancelled")(close_cancelled)
