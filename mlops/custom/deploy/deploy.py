@@ -16,7 +16,7 @@ def deploy_best(*trained, **variables):
     with connect() as connection:
         training_id, cause = asked.get("training_id") or None, asked.get("cause") or "by hand"
         done = deploy(training_id, connection, cause, print)
-        if "retrain_id" in variables:  # of pipeline retrain, whose training has the retrain's id
-            note_deployment(connection, training_id, asdict(done), training_id)
+        if retrain_id := asked.get("retrain_id"):
+            note_deployment(connection, retrain_id, asdict(done), training_id)
     print(f"{done.outcome}: {done.reason}\nin production: version {done.production or 'none'}")
     return asdict(done)

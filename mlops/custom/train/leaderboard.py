@@ -14,4 +14,5 @@ def leaderboard(fitted, *_upstream, **_variables):
         ranked = finish_training(connection, training_id)
     print(f"training {training_id}\n{leaderboard_text(ranked)}")
     best = ranked[0]
-    return {"training_id": training_id, "best": best["candidate"], "version": best["version"]}
+    ids = {key: fitted[0][key] for key in ("training_id", "retrain_id") if key in fitted[0]}
+    return {**ids, "best": best["candidate"], "version": best["version"]}

@@ -22,5 +22,6 @@ def start(*opened, **variables):
         start_training(connection, card, asked.get("cause") or "by hand", first, last, training_id)
     names = list(load_candidates(get_settings().candidates))
     print(f"training {training_id}: {first} to {last}, candidates {', '.join(names)}")
-    children = [{"candidate": name, "training_id": training_id} for name in names]
+    retrain = {"retrain_id": asked["retrain_id"]} if asked.get("retrain_id") else {}
+    children = [{"candidate": name, "training_id": training_id, **retrain} for name in names]
     return [children, [{"block_uuid": name} for name in names]]
