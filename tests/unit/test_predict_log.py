@@ -88,6 +88,55 @@ def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
     assert log.rejected() == 1
 
 
+def test_a_full_disk_for_refused_rows_is_waited_for_and_leaves_no_half_line(
+    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def insert(lines: list[bytes]) -> None:
+        tries.append(len(lines))
+        raise psycopg2.DataError("no such purpose")
+
+    def half(descriptor: int, data: bytes) -> int:
+        write(descriptor, bytes(data)[:10])
+        raise OSError(errno.ENOSPC, "no space")
+
+    write = os.write
+    monkeypatch.setattr(log, "_insert", insert)
+    log.append(entry("poison"))
+    log._close_segment()
+    rejected = log.folder / "rejected" / "requests.jsonl"
+    with monkeypatch.context() as disk:
+        disk.setattr(predict.os, "write", half)
+        log._ship()
+        assert "no space" in log.error
+        assert rejected.read_bytes() == b""
+        tried = len(tries)
+        log._ship()  # too early
+        assert len(tries) == tried
+    log._not_before = 0.0
+    log._ship()
+    assert log.error is None
+    assert names(rejected) == ["poison"]
+    assert not list(log.folder.glob("*.ready"))
+
+
+def test_nothing_refused_makes_no_file_of_refused_rows(log: Any, monkeypatch: Any) -> None:
+    first = True
+
+    def insert(_lines: list[bytes]) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise psycopg2.IntegrityError("once")
+
+    monkeypatch.setattr(log, "_insert", insert)
+    log.append(entry("taken"))
+    log._close_segment()
+    log._ship()
+    assert not list((log.folder / "rejected").iterdir())
+
+
 def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
     predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

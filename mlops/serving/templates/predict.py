@@ -465,12 +465,13 @@ class PredictionLog:
             if batch:
                 self._ship_segments(batch)
             self.error, self._delay = None, 0.0
-        except psycopg2.Error as fault:
+        except (psycopg2.Error, OSError) as fault:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
             if self.error is None:
-                logger.warning("predictions wait on disk, Postgres does not take them: %s", fault)
+                whose = "the disk" if isinstance(fault, OSError) else "Postgres"
+                logger.warning("predictions wait on disk, %s does not take them: %s", whose, fault)
             self.error = str(fault).strip().splitlines()[0] if str(fault) else repr(fault)
             self._delay = min(max(0.5, self._delay * 2), 10.0)
             self._not_before = time.monotonic() + self._delay
@@ -511,12 +512,25 @@ class PredictionLog:
                 except (psycopg2.DataError, psycopg2.IntegrityError, ValueError, KeyError) as fault:
                     refused.append((line, fault))
             # Only now: if Postgres goes away on the way, all lines come again.
-            with (self.folder / "rejected" / "requests.jsonl").open("ab") as rejected:
-                for line, reason in refused:
-                    logger.error("a logged request is refused for good, kept aside: %s", reason)
-                    rejected.write(line)
+            if refused:
+                self._keep_aside(b"".join(line for line, _ in refused))
+            for _, reason in refused:
+                logger.error("a logged request is refused for good, kept aside: %s", reason)
         for path in paths:
             path.unlink(missing_ok=True)
+
+    def _keep_aside(self, lines: bytes) -> None:
+        """Append to `rejected/` all of the lines or none: what the disk refuses comes again."""
+        # Not buffered: a buffer would be written once more when the file is closed.
+        with (self.folder / "rejected" / "requests.jsonl").open("ab", buffering=0) as rejected:
+            size = rejected.seek(0, os.SEEK_END)
+            try:
+                view = memoryview(lines)
+                while view:
+                    view = view[os.write(rejected.fileno(), view) :]
+            except OSError:
+                os.ftruncate(rejected.fileno(), size)
+                raise
 
     def _insert(self, lines: list[bytes]) -> None:
         rows = []
