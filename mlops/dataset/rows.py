@@ -169,6 +169,9 @@ def load_future(connection: Connection, card: Card, start: str, end: str) -> pd.
 def history_window(connection: Connection, card: Card) -> tuple[str, str]:
     """Return first and last period of the file's rows that may be learnt from.
 
+    As in `latest_labelled_window`, a trailing month of fewer than `FEWEST_ROWS` rows (a file that
+    was cut within a month) does not count, unless what is left would be too short to be split.
+
     Raises DataError if nothing is stored.
     """
     until = card.time.history_until
@@ -176,12 +179,13 @@ def history_window(connection: Connection, card: Card) -> tuple[str, str]:
         _require_table(cursor, card)
         cursor.execute(
             sql.SQL(
-                "SELECT min(period), max(period) FROM {} WHERE %s::date IS NULL OR period <= %s"
+                "SELECT period, count(*) FROM {} WHERE %s::date IS NULL OR period <= %s"
+                " GROUP BY period ORDER BY period"
             ).format(_table(card)),
             [until and month_start(until)] * 2,
         )
-        first, last = cursor.fetchone() or (None, None)
-    if first is None:
+        counts = cursor.fetchall()
+    if not counts:
         raise DataError(
             f"data.{card.name}",
             [
@@ -189,7 +193,10 @@ def history_window(connection: Connection, card: Card) -> tuple[str, str]:
                 "run the pipeline prepare"
             ],
         )
-    return period_of(first), period_of(last)
+    full = _without_scant_end(counts, FEWEST_ROWS)
+    if len(full) <= card.time.validation_months:
+        full = counts
+    return period_of(full[0][0]), period_of(full[-1][0])
 
 
 def latest_labelled_window(
@@ -218,15 +225,21 @@ def latest_labelled_window(
             ).format(table=_table(card), labelled=_labelled(card)),
             {"until": until and month_start(until), "names": card.feature_names},
         )
-        counts = cursor.fetchall()
-    while counts and counts[-1][1] < fewest_rows:
-        counts.pop()
+        counts = _without_scant_end(cursor.fetchall(), fewest_rows)
     if not counts:
         raise DataError(
             f"data.{card.name}",
             [f"found no period with {fewest_rows} labelled rows: run the pipeline prepare"],
         )
     return period_of(counts[-months:][0][0]), period_of(counts[-1][0])
+
+
+def _without_scant_end(counts: list[tuple[Any, int]], fewest_rows: int) -> list[tuple[Any, int]]:
+    """Return months and their rows without the last ones that have fewer than `fewest_rows`."""
+    end = len(counts)
+    while end and counts[end - 1][1] < fewest_rows:
+        end -= 1
+    return counts[:end]
 
 
 def periods_to_come(connection: Connection, card: Card, after: str | None = None) -> list[str]:

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from psycopg2.extensions import connection as Connection
 
 from mlops.dataset.card import TARGET, Card
+from mlops.dataset.errors import DataError
 from mlops.dataset.rows import latest_labelled_window, load_window
 from mlops.registry.models import get_version, load_pipeline
 from mlops.settings import Settings, get_settings
@@ -99,8 +101,9 @@ def evaluate_gate(
 ) -> GateDecision:
     """Return the decision on the last `validation_months` periods of the latest labelled window.
 
-    For a challenger that was just trained on that window these are its validation rows. One that
-    was trained on older months is compared on the latest ones all the same, and one that was fitted
+    For a challenger that was just trained on that window these are its validation rows; where no
+    labelled month is later than its training, its validation rows are taken, however few they are.
+    One that was trained on older months is compared on the latest ones all the same, and one that was fitted
     on some of these is refused: it knows the answers. If the champion was fitted or chosen on some,
     which flatters it, the reason says so (`numbers["champion_saw_window"]`).
 
@@ -108,13 +111,13 @@ def evaluate_gate(
     may run again.
 
     Raises RegistryError or TrainingError if a version, its model or its rows are gone, DataError if
-    there is no labelled month.
+    there is no labelled month and the challenger's validation rows are gone.
     """
     settings = settings or get_settings()
     run_id = str(get_version(card, challenger_version, settings).run_id)
     run = tracking.client(settings).get_run(run_id)
-    start, end = latest_labelled_window(connection, card, card.time.validation_months)
-    rows = load_window(connection, card, start, end)
+    fitted_until = run.data.params["fitting_periods"].rpartition("..")[2]
+    start, end, rows = _window(connection, card, run.data.params["validation_periods"])
     rival = champion_version if champion_version != challenger_version else None
     decision = decide(
         score_window(load_pipeline(card, challenger_version, settings), card, rows),
@@ -138,7 +141,6 @@ def evaluate_gate(
         numbers["champion_saw_window"] = until is not None and until >= start
         if numbers["champion_saw_window"]:
             reason += f"; the champion was trained on months up to {until}, which flatters it"
-    fitted_until = run.data.params["fitting_periods"].rpartition("..")[2]
     if fitted_until >= start:
         promote = False
         reason = (
@@ -146,6 +148,26 @@ def evaluate_gate(
             f" labelled ones, {start} to {end}: no comparison; train it on months up to {end}"
         )
     return GateDecision(promote, reason, numbers)
+
+
+def _window(connection: Connection, card: Card, validated: str) -> tuple[str, str, pd.DataFrame]:
+    """Return first and last period and the rows to compare on, given the challenger's `validated`.
+
+    A training may end in a month that has too few rows to end a labelled window. If that were
+    compared on the months before, the challenger would have been fitted on them, and so would the
+    next one.
+    """
+    start, end = validated.split("..")
+    own = load_window(connection, card, start, end)
+    try:
+        latest = latest_labelled_window(connection, card, card.time.validation_months)
+    except DataError:
+        if own.empty:
+            raise
+        return start, end, own
+    if latest[1] > end or own.empty:  # empty, where simulated months were forgotten
+        return *latest, load_window(connection, card, *latest)
+    return start, end, own
 
 
 def _trained_until(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import secrets
 
+import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 from psycopg2 import sql
 
 from mlops.database import connect
+from mlops.dataset.card import PERIOD, TARGET
+from mlops.dataset.rows import history_window
 from mlops.registry.gate import evaluate_gate
 from mlops.registry.models import (
     RegistryError,
@@ -23,7 +26,7 @@ from mlops.registry.models import (
 from mlops.training import tracking
 from mlops.training.fit import fit_candidate
 from mlops.training.trainings import finish_training, start_training
-from tests.fixtures.churn import churn_card, store_churn
+from tests.fixtures.churn import MONTHS, churn_card, churn_rows, store_churn
 
 
 @pytest.fixture
@@ -254,3 +257,36 @@ def test_a_challenger_that_was_fitted_on_the_window_is_refused(trained, card):
         # What is in production already stays there: no one is compared.
         same = evaluate_gate(connection, card, good["version"], good["version"], settings)
         assert same.promote
+
+
+@pytest.mark.parametrize("rows", [(250, 250, 250, 10), (40, 40, 40, 40)])
+def test_a_challenger_that_ends_in_a_scant_month_is_judged_on_its_own_validation(
+    trained, card, rows
+):
+    settings, train = trained
+    frame = churn_rows()
+    parts = [frame[frame[PERIOD] == month].head(n) for month, n in zip(MONTHS, rows, strict=True)]
+    last = parts[-1].copy()
+    last[TARGET] = (last["spend"].fillna(60).rank(method="first") <= len(last) / 3).astype("int8")
+    store_churn(settings, card, pd.concat([*parts[:-1], last], ignore_index=True))
+    with connect(settings=settings) as connection:
+        ends = "2020-03" if rows[-1] == 10 else "2020-04"
+        assert history_window(connection, card) == ("2020-01", ends)
+        good, weak = train(connection, "t1", "2020-04")
+        for champion in (None, weak["version"]):
+            decision = evaluate_gate(connection, card, good["version"], champion, settings)
+            numbers = decision.numbers
+            assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
+            assert numbers["rows"] == rows[-1]
+            logged = good["metrics"]["validation_roc_auc"]
+            assert numbers["challenger_roc_auc"] == pytest.approx(logged)
+            assert "was fitted on" not in decision.reason
+
+
+def test_a_history_too_short_to_be_split_keeps_its_scant_end(settings, card):
+    frame = churn_rows()
+    april = frame[frame[PERIOD] == "2020-04"].head(10)
+    short = pd.concat([frame[frame[PERIOD] == "2020-03"], april], ignore_index=True)
+    store_churn(settings, card, short)
+    with connect(settings=settings) as connection:
+        assert history_window(connection, card) == ("2020-03", "2020-04")
