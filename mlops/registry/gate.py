@@ -103,9 +103,9 @@ def evaluate_gate(
 
     For a challenger that was just trained on that window these are its validation rows; where no
     labelled month is later than its training, its validation rows are taken, however few they are.
-    One that was trained on older months is compared on the latest ones all the same, and one that was fitted
-    on some of these is refused: it knows the answers. If the champion was fitted or chosen on some,
-    which flatters it, the reason says so (`numbers["champion_saw_window"]`).
+    One that was trained on older months is compared on the latest ones all the same, and one that
+    was fitted on some of these is refused: it knows the answers. If the champion was fitted or
+    chosen on some, which flatters it, the reason says so (`numbers["champion_saw_window"]`).
 
     A challenger that is in production already keeps its place: a deployment that was interrupted
     may run again.

@@ -18,7 +18,7 @@ from psycopg2.extensions import connection as Connection
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import data_digest, load_window
 from mlops.dataset.windows import split_window
-from mlops.registry.gate import evaluate_gate
+from mlops.registry.gate import GateDecision, evaluate_gate
 from mlops.registry.models import (
     current_deployment,
     get_version,
@@ -30,7 +30,7 @@ from mlops.registry.models import (
     retire_production,
     stage_top,
 )
-from mlops.serving.client import PayloadRefused, PredictClient
+from mlops.serving.client import ApiError, ApiUnavailable, PayloadRefused, PredictClient
 from mlops.serving.export import export_onnx
 from mlops.serving.payload import (
     current_version,
@@ -62,7 +62,7 @@ class Deployment:
     version: str
     """The challenger."""
     champion: str | None
-    """The version that was in production before."""
+    """The version that was in production before the challenger; None if there was none."""
     production: str | None
     """The version that is in production now."""
     reason: str
@@ -85,7 +85,9 @@ def deploy(
 
     Raises DeploymentError if the API does not answer as the new version within `answer_limit`
     seconds, or the registry does not take it: the link is put back and production is as it was.
-    ParityError if ONNX and sklearn differ. The caller commits; the registry is changed at once.
+    ParityError if ONNX and sklearn differ. Where the challenger is in production already, the block
+    having died before Mage noted it, the result is the one that it had then. The caller commits;
+    the registry is changed at once.
     """
     settings = settings or get_settings()
     started = time.monotonic()
@@ -100,7 +102,10 @@ def deploy(
     champion = heal_history(connection, card, settings)
     progress(f"challenger: version {challenger}; champion: {champion or 'none'}")
 
-    decision = evaluate_gate(connection, card, challenger, champion, settings)
+    if champion == challenger:
+        decision, former = _former_decision(connection, card, challenger, settings)
+    else:
+        decision, former = evaluate_gate(connection, card, challenger, champion, settings), champion
     progress(f"gate: {'passed' if decision.promote else 'not passed'}: {decision.reason}")
     production = challenger if decision.promote else champion
     back_to = before = current_version(settings.payloads_dir)
@@ -131,7 +136,7 @@ def deploy(
     return Deployment(
         outcome="promoted" if decision.promote else "kept_champion",
         version=challenger,
-        champion=champion,
+        champion=former,
         production=production,
         reason=decision.reason,
         gate=decision.numbers,
@@ -176,6 +181,22 @@ def withdraw(
     record_deployment(connection, card, former, cause=cause, **stay)
     progress(f"production: version {former} again, instead of {version}")
     return f"Version {former} is in production again"
+
+
+def _former_decision(
+    connection: Connection, card: Card, version: str, settings: Settings
+) -> tuple[GateDecision, str | None]:
+    """Return the gate by which the version in production came there, and whom it replaced."""
+    stored = (current_deployment(connection, card) or {}).get("gate") or {}
+    numbers = stored.get("numbers", {})
+    former = numbers.get("champion")
+    if "challenger_roc_auc" in numbers:
+        return GateDecision(True, stored["reason"], numbers), former
+    # Healed after a crash: the numbers were lost with its row, and are measured anew.
+    rival = None if former == version else former
+    anew = evaluate_gate(connection, card, version, rival, settings)
+    reason = stored.get("reason") or f"version {version} is in production already"
+    return GateDecision(True, f"{reason}; {anew.reason}", anew.numbers), rival
 
 
 def _last_stay(connection: Connection, card: Card, version: str) -> dict[str, Any]:
@@ -328,7 +349,14 @@ def _take_back(before: str | None, version: str, answer_limit: float, settings: 
     """Put the link back and return what answers now, as a sentence."""
     if before is None:
         remove_current(settings.payloads_dir)
-        return "Nothing was deployed before: is the API up (`make status`)?"
+        try:
+            with PredictClient(settings.predict_url, timeout=2.0) as client:
+                client.health()
+        except ApiUnavailable:
+            return "No version is named now, and the API does not answer: is it up (`make status`)?"
+        except ApiError:
+            pass  # it answers, if only that it is not well
+        return "No version is named now; the API answers with what it has loaded until it restarts"
     if before == version:
         return "It was the version before, too."
     switch_current(settings.payloads_dir, before)

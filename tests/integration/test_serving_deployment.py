@@ -134,6 +134,30 @@ def start_when_deployed(server: PredictServer) -> threading.Thread:
     return thread
 
 
+def test_first_deployment_that_fails_says_what_answers_now(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deploy_first(limit: float) -> str:
+        with pytest.raises(DeploymentError) as fault, database(stack) as connection:
+            deploy(stack.first, connection, answer_limit=limit, settings=stack.settings)
+        return str(fault.value)
+
+    text = deploy_first(0.5)
+    assert "No version is named now" in text
+    assert "is it up (`make status`)?" in text
+
+    def away(*_: Any) -> None:
+        raise MlflowException("the registry is away")
+
+    monkeypatch.setattr(deployment, "promote", away)
+    starter = start_when_deployed(stack.server)
+    text = deploy_first(60.0)
+    starter.join()
+    assert "registry is away. No version is named now; the API answers with" in text
+    assert "make status" not in text
+    stack.server.stop()
+
+
 def test_first_deployment_brings_the_best_to_production(stack: Stack) -> None:
     starter = start_when_deployed(stack.server)
     lines: list[str] = []
@@ -166,7 +190,8 @@ def test_deploying_again_changes_nothing(stack: Stack) -> None:
     before = rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id")
     with database(stack) as connection:
         again = deploy(stack.first, connection, "again", print, settings=stack.settings)
-    assert again.version == again.champion == again.production == stack.answering()
+    assert again.version == again.production == stack.answering()
+    assert (again.outcome, again.champion) == ("promoted", None)  # as the first time
     assert rows_of(stack, "SELECT * FROM ops.deployments ORDER BY id") == before
 
 
@@ -353,6 +378,19 @@ def test_better_challenger_takes_over_and_the_champion_is_retired(
     ) == [(champion, False), (done.version, True)]
 
 
+def test_deployment_that_mage_did_not_note_has_the_same_result_again(stack: Stack) -> None:
+    *_, (former, _) = history(stack, retired=True)
+    with database(stack) as connection:
+        row = current_deployment(connection, stack.card)
+        again = deploy(stack.second, connection, "again", print, settings=generous(stack))
+    assert row is not None
+    assert (again.outcome, again.champion) == ("promoted", former)
+    assert again.version == again.production == stack.answering()
+    assert again.gate == row["gate"]["numbers"]
+    assert again.reason == row["gate"]["reason"]
+    assert again.gate["champion_roc_auc"] is not None
+
+
 def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
     champion = stack.answering()
     *_, (former, _) = retired = history(stack, retired=True)
@@ -376,6 +414,10 @@ def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
         stack.second,
     )
     assert "interrupted" in row["cause"]
+    with database(stack) as connection:  # the run that died goes on: its numbers come again
+        again = deploy(stack.second, connection, "again", print, settings=strict)
+    assert (again.outcome, again.version, again.champion) == ("promoted", champion, former)
+    assert again.gate["champion_roc_auc"] is not None
 
 
 def history(stack: Stack, retired: bool) -> list[tuple[Any, ...]]:
