@@ -13,6 +13,7 @@ import sys
 import time
 
 from mlops.settings import ROOT, get_settings
+from mlops.stack import processes
 from mlops.stack.services import launch_environment, services
 
 
@@ -22,11 +23,14 @@ def launch(name: str) -> None:
     service = next((each for each in services(settings) if each.name == name), None)
     if service is None:
         raise SystemExit(f"no service is called {name!r}")
+    ended = processes.end_predecessors(settings, name)
+    if ended:
+        print(f"{ended} processes of a killed {name} were still there: ended", flush=True)
     if service.waits_for and not service.waits_for.exists():
         print(f"waiting for {service.waits_for}, which the first deployment writes", flush=True)
         while not service.waits_for.exists():
             time.sleep(0.5)
-    environment = launch_environment(service, settings)
+    environment = {**launch_environment(service, settings), processes.SERVICE_MARK: name}
     command = service.command()
     user = service.user()
     if user:

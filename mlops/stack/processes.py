@@ -31,6 +31,9 @@ from mlops.settings import ROOT, Settings
 MARK = "MLOPS_STACK_ID"
 """Name of the variable that marks a process as this stack's; its value is the state folder."""
 
+SERVICE_MARK = "MLOPS_STACK_SERVICE"
+"""Name of the variable that tells which service a process was launched as, or by."""
+
 # Supervisor binds "<path>.<pid>" first; Linux allows 107 bytes, macOS 103.
 _LONGEST_SOCKET = 103 - len(".4194304")
 
@@ -159,8 +162,11 @@ def stop_all(settings: Settings, timeout: float = 90.0, patience: float = 10.0) 
     return ended
 
 
-def leftovers(settings: Settings) -> list[psutil.Process]:
-    """Return the processes of this stack that run now, except supervisor's own and the caller."""
+def leftovers(settings: Settings, service: str | None = None) -> list[psutil.Process]:
+    """Return the processes of this stack that run now, except supervisor's own and the caller.
+
+    With `service`, only those that were launched as that service, or by it.
+    """
     identity = _identity(settings)
     caller = psutil.Process()
     spared = {caller.pid, supervisor_pid(settings), *(each.pid for each in caller.parents())}
@@ -169,9 +175,24 @@ def leftovers(settings: Settings) -> list[psutil.Process]:
         if process.pid in spared:
             continue
         with suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == identity:
+            marks = process.environ()
+            if marks.get(MARK) == identity and service in (None, marks.get(SERVICE_MARK)):
                 found.append(process)
     return found
+
+
+def end_predecessors(settings: Settings, service: str) -> int:
+    """Kill what a killed server of that name has left behind; return how many processes that were.
+
+    Called before the service starts again. The child of an MLflow that was killed, for one, would
+    hold its port for ever, and answer for it.
+    """
+    found = leftovers(settings, service)
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(found, timeout=5)
+    return len(found)
 
 
 def end_leftovers(settings: Settings, patience: float = 10.0) -> int:

@@ -86,6 +86,22 @@ def test_down_leaves_nothing_behind_after_supervisor_was_killed(settings: Settin
     assert processes.leftovers(settings) == []
 
 
+def test_a_service_that_starts_again_ends_what_its_killed_self_left(settings: Settings) -> None:
+    """The child of a killed MLflow held its port for ever, and answered for it."""
+
+    def as_service(name: str) -> Program:
+        command = ("env", f"{processes.SERVICE_MARK}={name}", *WITH_CHILD)
+        return Program(name, command)
+
+    started(settings, as_service("a"), as_service("b"))
+    wait_for(lambda: len(processes.leftovers(settings, "a")) == 2)
+    wait_for(lambda: len(processes.leftovers(settings, "b")) == 2)
+    of_b = {each.pid for each in processes.leftovers(settings, "b")}
+    assert processes.end_predecessors(settings, "a") == 2
+    assert of_b <= {each.pid for each in processes.leftovers(settings)}
+    wait_for(lambda: len(processes.leftovers(settings, "a")) == 2)  # supervisor starts it again
+
+
 def test_another_clones_processes_are_left_alone(settings: Settings, tmp_path: Path) -> None:
     other = prepared(tmp_path / "other")
     try:
