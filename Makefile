@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean demo simulate test lint format check \
+.PHONY: help setup setup-dev up status logs down clean demo run simulate test lint format check \
 	pictures ready
 
 stack := .venv-services/bin/python -m mlops.stack
@@ -48,6 +48,10 @@ demo: ## Set up, start, and run the whole loop once
 simulate: ready ## Play a month of the file as live traffic: MONTH=2009-03
 	@test -n "$(MONTH)" || { echo "which month? make simulate MONTH=2009-03" >&2; exit 2; }
 	@$(stack) simulate $(MONTH)
+
+run: ready ## Run a pipeline in Mage: PIPELINE=monitor
+	@test -n "$(PIPELINE)" || { echo "which pipeline? make run PIPELINE=monitor" >&2; exit 2; }
+	@$(stack) run $(PIPELINE)
 
 check: setup ## Say what would keep the stack from starting
 	@$(stack) check

@@ -25,7 +25,13 @@ from rich.table import Table
 
 from mlops.alerting.heartbeat import forget_beat
 from mlops.database import connect
-from mlops.orchestration.mage import MageError, set_trigger_tokens
+from mlops.orchestration.mage import (
+    PIPELINES,
+    MageError,
+    set_trigger_tokens,
+    trigger_pipeline,
+    wait_for_run,
+)
 from mlops.settings import ROOT, Settings, get_settings
 from mlops.stack import checks, postgres, processes, state
 from mlops.stack.health import Health, last_lines, look
@@ -90,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", run_demo, "start the stack if need be, and run the whole loop once")
     demo.add_argument("--started", type=float, help="when the person pressed return (Unix s)")
     demo.add_argument("--installed", type=float, help="when the environments were there (Unix s)")
+    run = add("run", run_pipeline, "run a pipeline in Mage and wait for its end")
+    run.add_argument("pipeline", choices=PIPELINES)
     simulate = add("simulate", run_simulate, "play a month of the file as live traffic")
     simulate.add_argument("period", help="the month, such as 2009-03")
     return parser
@@ -263,6 +271,20 @@ def run_demo(options: argparse.Namespace) -> int:
         return code
     stages = {"setup": (options.installed or now) - started, "up": time.time() - now}
     return demo.main(_settings(), started=started, stages=stages)
+
+
+def run_pipeline(options: argparse.Namespace) -> int:
+    """Run one pipeline in Mage, as its trigger there would, and say how it ended."""
+    settings = _settings()
+    try:
+        run = trigger_pipeline(options.pipeline, settings=settings)
+        with console.status(f"{options.pipeline} …") as status:
+            wait_for_run(run, progress=status.update, settings=settings)
+    except MageError as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    console.print(f"{options.pipeline}: completed (run {run}: {settings.mage_url})")
+    return 0
 
 
 def run_simulate(options: argparse.Namespace) -> int:
