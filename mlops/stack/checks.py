@@ -158,7 +158,7 @@ def disk_problems(settings: Settings) -> list[str]:
 def port_problems(services: Iterable[Service], own_ports: set[int]) -> list[str]:
     """Return a line for each port that another program uses, or that two services are to share."""
     found = []
-    owners = defaultdict(list)
+    owners: defaultdict[int, list[Service]] = defaultdict(list)
     for service in services:
         if service.port is None:
             continue
