@@ -7,8 +7,10 @@ to make it.
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,6 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class MissingSecretError(RuntimeError):
     """A secret is needed and not set."""
+
+
+def _path_or_none(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return ROOT / Path(value).expanduser() if value else None
 
 
 class Settings(BaseSettings):
@@ -49,7 +56,14 @@ class Settings(BaseSettings):
     )
 
     # Servers; all on loopback unless asked
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", description="Where servers listen.")
+    # Under which name the others reach a server, if not where it listens (in compose).
+    mage_host: str | None = None
+    listener_host: str | None = None
+    mlflow_host: str | None = None
+    grafana_host: str | None = None
+    streamlit_host: str | None = None
+    predict_host: str | None = None
     mage_port: int = 6789
     listener_port: int = 6790
     mlflow_port: int = 5000
@@ -60,10 +74,20 @@ class Settings(BaseSettings):
     postgres_host: str = "127.0.0.1"
     postgres_port: int = Field(15432, description="Not 5432: many laptops run a Postgres there.")
 
+    # Grafana of the embedded stack
+    grafana: Literal["auto", "off"] = Field(
+        "auto", description="off: the evaluator watches the rules, and nothing is downloaded."
+    )
+    grafana_home: Path | None = Field(
+        default_factory=lambda: _path_or_none("GRAFANA_HOME"),
+        description="Folder of an unpacked Grafana; without the prefix it is Grafana's own name.",
+    )
+
     # Secrets; see MissingSecretError
     postgres_password: SecretStr | None = Field(None, description="Role mlops, the owner.")
     grafana_db_password: SecretStr | None = Field(None, description="Role grafana, reads.")
     predict_db_password: SecretStr | None = Field(None, description="Role predict, inserts.")
+    grafana_admin_password: SecretStr | None = Field(None, description="Login admin of Grafana.")
     mage_owner_email: str = "owner@localhost.localdomain"
     mage_owner_password: SecretStr | None = None
     mage_trigger_token: SecretStr | None = Field(None, description="Token of Mage's API triggers.")
@@ -86,11 +110,13 @@ class Settings(BaseSettings):
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
     test_months: int = Field(3, description="Months after the window that test scores.")
 
-    @field_validator("candidates", "state_dir", "payloads_dir", "reports_dir", "cache_dir")
+    @field_validator(
+        "candidates", "state_dir", "payloads_dir", "reports_dir", "cache_dir", "grafana_home"
+    )
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
+    def _absolute(cls, value: Path | None) -> Path | None:
         """Take a relative path from the repository's root, whatever folder a process runs in."""
-        return ROOT / value.expanduser()
+        return None if value is None else ROOT / value.expanduser()
 
     @field_validator("data")
     @classmethod
@@ -102,23 +128,27 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_url(self) -> str:
-        return f"http://{self.host}:{self.mlflow_port}"
+        return f"http://{self.mlflow_host or self.host}:{self.mlflow_port}"
 
     @property
     def mage_url(self) -> str:
-        return f"http://{self.host}:{self.mage_port}"
+        return f"http://{self.mage_host or self.host}:{self.mage_port}"
 
     @property
     def predict_url(self) -> str:
-        return f"http://{self.host}:{self.predict_port}"
+        return f"http://{self.predict_host or self.host}:{self.predict_port}"
 
     @property
     def listener_url(self) -> str:
-        return f"http://{self.host}:{self.listener_port}"
+        return f"http://{self.listener_host or self.host}:{self.listener_port}"
+
+    @property
+    def grafana_url(self) -> str:
+        return f"http://{self.grafana_host or self.host}:{self.grafana_port}"
 
     @property
     def streamlit_url(self) -> str:
-        return f"http://{self.host}:{self.streamlit_port}"
+        return f"http://{self.streamlit_host or self.host}:{self.streamlit_port}"
 
     def secret(self, name: str) -> str:
         """Return the secret `name` in the clear.

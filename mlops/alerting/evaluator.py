@@ -140,9 +140,7 @@ class Evaluator:
     def _tell(self, group: Group, now: datetime) -> None:
         assert self._states is not None
         webhook = self.webhooks[group.rule.receiver]
-        body = notification_body(
-            group, f"http://{self.settings.host}:{self.settings.grafana_port}/"
-        )
+        body = notification_body(group, f"{self.settings.grafana_url}/")
         try:
             response = self._post(
                 webhook.url,
