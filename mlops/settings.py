@@ -178,6 +178,15 @@ class Settings(BaseSettings):
         return variables
 
 
+def secret_names() -> list[str]:
+    """Return the names of the settings that are secrets, as they stand in `Settings`."""
+    return [
+        name
+        for name, field in Settings.model_fields.items()
+        if field.annotation in (SecretStr, SecretStr | None)
+    ]
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """Return the settings of this process; read once."""

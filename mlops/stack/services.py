@@ -16,10 +16,9 @@ import requests
 from mlops.alerting.heartbeat import heartbeat_complaint
 from mlops.database import database_url
 from mlops.orchestration.server import mage_command, mage_environment
-from mlops.settings import ROOT, Settings, get_settings
+from mlops.settings import ROOT, Settings, get_settings, secret_names
 from mlops.stack import postgres
 from mlops.stack.proxies import bypass
-from mlops.stack.secrets import secret_names
 
 SERVICES_PYTHON = ROOT / ".venv-services" / "bin" / "python"
 _PROBE_TIMEOUT_S = 3.0

@@ -12,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mlops.settings import Settings
+from mlops.settings import Settings, secret_names
 from mlops.stack import processes
 from mlops.stack.processes import Program
-from mlops.stack.secrets import secret_names
 from tests.fixtures.postgres import make_settings
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(600)")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from dotenv import dotenv_values
 
-from mlops.settings import ROOT, MissingSecretError, Settings
-from mlops.stack.secrets import ensure_secrets, secret_names
+from mlops.settings import ROOT, MissingSecretError, Settings, secret_names
+from mlops.stack.secrets import ensure_secrets
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +26,7 @@ def test_every_secret_is_generated_and_different(tmp_path: Path) -> None:
     generated = ensure_secrets(env_file)
     settings = Settings(_env_file=env_file)
     values = [settings.secret(name) for name in secret_names()]
-    assert generated == secret_names()
+    assert set(generated) == {f"MLOPS_{name.upper()}" for name in secret_names()}
     assert len(set(values)) == len(values)
     assert all(len(value) >= 32 for value in values)
 
@@ -54,7 +57,7 @@ def test_what_a_person_wrote_stays_line_by_line(tmp_path: Path) -> None:
     lines = env_file.read_text().splitlines()
     assert lines[:4] == mine[:4]
     assert lines[5] == mine[5]
-    assert "webhook_token" not in generated
+    assert "MLOPS_WEBHOOK_TOKEN" not in generated
     assert dotenv_values(env_file)["MLOPS_POSTGRES_PASSWORD"]
 
 
@@ -71,8 +74,20 @@ def test_a_secret_from_the_environment_is_not_written(
 ) -> None:
     monkeypatch.setenv("MLOPS_WEBHOOK_TOKEN", "from outside")
     env_file = tmp_path / ".env"
-    assert "webhook_token" not in ensure_secrets(env_file)
+    assert "MLOPS_WEBHOOK_TOKEN" not in ensure_secrets(env_file)
     assert "from outside" not in env_file.read_text()
+
+
+def test_secrets_are_generated_without_any_package(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "mlops" / "stack", tmp_path / "mlops" / "stack")
+    shutil.copy(ROOT / "mlops" / "__init__.py", tmp_path / "mlops")
+    shutil.copy(ROOT / ".env.example", tmp_path)
+    # -S: without site-packages, as on a machine where nothing is installed.
+    command = [sys.executable, "-S", "-m", "mlops.stack.secrets"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    values = dotenv_values(tmp_path / ".env")
+    assert all(values[f"MLOPS_{name.upper()}"] for name in secret_names())
+    assert not any(value in done.stdout for value in values.values() if value)
 
 
 def test_the_template_names_every_secret_and_has_none() -> None:

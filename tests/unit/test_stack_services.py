@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from mlops.alerting.heartbeat import OLDEST_S, beat, forget_beat, heartbeat_path
-from mlops.settings import Settings
-from mlops.stack.secrets import secret_names
+from mlops.settings import Settings, secret_names
 from mlops.stack.services import Service, launch_environment, services
 from tests.fixtures.postgres import make_settings
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlops.settings import ROOT, Settings
+from mlops.settings import ROOT, Settings, secret_names
 from mlops.stack import __main__ as command_line
 from mlops.stack import processes, state
-from mlops.stack.secrets import secret_names
 from tests.fixtures.postgres import make_settings
 
 
