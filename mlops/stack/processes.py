@@ -24,7 +24,6 @@ from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport
 
 from mlops.settings import ROOT, Settings
 
@@ -251,6 +250,9 @@ def _proxy(settings: Settings) -> Any:
         path = (settings.state_dir / "supervisor.address").read_text()
     except OSError as error:
         raise SupervisorError("supervisor does not run") from error
+    # Here, since a container launches its server with this module, and has no supervisor.
+    from supervisor.xmlrpc import SupervisorTransport
+
     # The address is a formality: the transport speaks over the socket.
     return ServerProxy("http://127.0.0.1", SupervisorTransport(None, None, f"unix://{path}"))
 

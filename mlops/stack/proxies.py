@@ -22,6 +22,8 @@ def bypass(environment: Mapping[str, str], settings: Settings) -> dict[str, str]
     if "*" in names:
         value = "*"  # it only counts alone
     else:
-        ours = ("127.0.0.1", "localhost", settings.host, settings.postgres_host)
+        names_of_hosts = [name for name in type(settings).model_fields if name.endswith("host")]
+        hosts = [getattr(settings, name) for name in names_of_hosts]
+        ours = ("127.0.0.1", "localhost", *hosts)
         value = ",".join(dict.fromkeys(name for name in (*names, *ours) if name))
     return {"NO_PROXY": value, "no_proxy": value}

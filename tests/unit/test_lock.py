@@ -17,7 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-GROUPS = ("group-5-mlops-orchestrator", "group-5-mlops-services")
+GROUPS = tuple(
+    f"group-5-mlops-{name}" for name in ("orchestrator", "services", "tracking", "app", "alerts")
+)
 WINDOWS_ONLY = {"pywin32", "pywinpty", "colorama"}
 # Left out for a Python by a marker in pyproject.toml, which the package's own entry does not show.
 LEFT_OUT = {10: {"sqlglotc"}}
