@@ -1,7 +1,7 @@
 """Connections to Postgres; never any SQL of its own.
 
-One server holds three databases: `mlops` (ours), `mlflow` and `mage`. Three roles: `mlops` owns,
-`grafana` reads, `predict` inserts predictions.
+One server holds three databases: `mlops` (ours), `mlflow` and `mage`. Four roles: `mlops` owns,
+`grafana` reads, `mlflow` has its own database, `predict` inserts predictions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from mlops.settings import Settings, get_settings
 _PASSWORD_OF_ROLE = {
     "mlops": "postgres_password",
     "grafana": "grafana_db_password",
+    "mlflow": "mlflow_db_password",
     "predict": "predict_db_password",
 }
 

@@ -86,6 +86,7 @@ class Settings(BaseSettings):
     # Secrets; see MissingSecretError
     postgres_password: SecretStr | None = Field(None, description="Role mlops, the owner.")
     grafana_db_password: SecretStr | None = Field(None, description="Role grafana, reads.")
+    mlflow_db_password: SecretStr | None = Field(None, description="Role mlflow, its database.")
     predict_db_password: SecretStr | None = Field(None, description="Role predict, inserts.")
     grafana_admin_password: SecretStr | None = Field(None, description="Login admin of Grafana.")
     mage_owner_email: str = "owner@localhost.localdomain"

@@ -9,4 +9,5 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = name)
 
 REVOKE ALL ON DATABASE mlops, mlflow, mage FROM PUBLIC;
 GRANT CONNECT ON DATABASE mlops, mlflow, mage TO grafana;
+GRANT CONNECT ON DATABASE mlflow TO mlflow;
 GRANT CONNECT ON DATABASE mlops TO predict;

@@ -16,8 +16,10 @@ import importlib
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from mlops.database import database_url
@@ -103,6 +105,11 @@ def mage_environment(settings: Settings | None = None) -> dict[str, str]:
     }
 
 
+def tokens_set_path(settings: Settings) -> Path:
+    """Return the file that is there when Mage's triggers have their token; see `tokens`."""
+    return settings.state_dir / "mage" / "tokens-set"
+
+
 def mend_queue(process_queue: Any) -> None:
     """Close two gaps in the queue of Mage 0.9.80 (`mage_ai.orchestration.queue.process_queue`).
 
@@ -159,6 +166,7 @@ def die_with_parent() -> None:
 
 def main() -> None:
     """Import what blocks share, then become `mage` with the arguments of this process."""
+    tokens_set_path(get_settings()).unlink(missing_ok=True)
     for name in PRELOADED:
         importlib.import_module(name)
     # MLflow reads the metadata of every installed package when it stores a model: 1.3 s, once.
@@ -168,6 +176,8 @@ def main() -> None:
     die_with_parent()
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every page shared with children
+    # Mage can be asked to start a pipeline only with a token, which it takes when it is up.
+    subprocess.Popen([sys.executable, "-m", "mlops.orchestration.tokens"])
     sys.argv[0] = "mage"
     runpy.run_module("mage_ai.cli.main", run_name="__main__", alter_sys=True)
 

@@ -28,7 +28,6 @@ from mlops.database import connect
 from mlops.orchestration.mage import (
     PIPELINES,
     MageError,
-    set_trigger_tokens,
     trigger_pipeline,
     wait_for_run,
 )
@@ -145,10 +144,6 @@ def run_up(options: argparse.Namespace) -> int:
             return REFUSED
         healths = _wait(settings, wanted)
         failed = [each for each in healths if not each.well]
-        mage_is_well = any(each.service.name == "mage" and each.well for each in healths)
-        if mage_is_well:
-            postgres.migrate(settings)  # Mage has made its tables: hide its credentials
-            set_trigger_tokens(settings)
     for each in failed:
         _show_failure(settings, each)
     _show_addresses(settings, wanted)

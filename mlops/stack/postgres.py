@@ -39,6 +39,7 @@ _HBA = """\
 # TYPE  DATABASE             USER     ADDRESS       METHOD
 host    all                  mlops    127.0.0.1/32  scram-sha-256
 host    mlops,mlflow,mage    grafana  127.0.0.1/32  scram-sha-256
+host    mlflow               mlflow   127.0.0.1/32  scram-sha-256
 host    mlops                predict  127.0.0.1/32  scram-sha-256
 """
 
@@ -205,6 +206,7 @@ def migrate(settings: Settings | None = None) -> None:
         "PGPASSWORD": settings.secret("postgres_password"),
         "PGCONNECT_TIMEOUT": "5",
         "MLOPS_GRAFANA_DB_PASSWORD": settings.secret("grafana_db_password"),
+        "MLOPS_MLFLOW_DB_PASSWORD": settings.secret("mlflow_db_password"),
         "MLOPS_PREDICT_DB_PASSWORD": settings.secret("predict_db_password"),
     }
     script = ROOT / "postgres" / "migrate.sql"

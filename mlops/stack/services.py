@@ -15,7 +15,7 @@ import requests
 
 from mlops.alerting.heartbeat import heartbeat_complaint
 from mlops.database import database_url
-from mlops.orchestration.server import mage_command, mage_environment
+from mlops.orchestration.server import mage_command, mage_environment, tokens_set_path
 from mlops.settings import ROOT, Settings, get_settings, secret_names
 from mlops.stack import postgres
 from mlops.stack.proxies import bypass
@@ -76,7 +76,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             lambda: {
                 # In the environment, since a command line is there for everybody to see.
                 "MLFLOW_BACKEND_STORE_URI": database_url(
-                    "mlflow", settings=settings, driver="postgresql+psycopg2"
+                    "mlflow", "mlflow", settings=settings, driver="postgresql+psycopg2"
                 ),
                 "MLFLOW_ARTIFACTS_DESTINATION": str(settings.state_dir / "mlflow-artifacts"),
                 # Eight more processes and 1.3 GB for jobs that nobody here submits.
@@ -84,6 +84,7 @@ def services(settings: Settings | None = None) -> list[Service]:
                 "MLFLOW_DISABLE_TELEMETRY": "true",
                 "DO_NOT_TRACK": "true",
             },
+            secrets=("mlflow_db_password",),
             start_seconds=180,
             address=settings.mlflow_url,
         ),
@@ -92,7 +93,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             lambda: mage_command(settings),
             settings.mage_port,
             "MLOPS_MAGE_PORT",
-            lambda: _answers(f"{settings.mage_url}/api/status"),
+            lambda: _mage_complaint(settings),
             lambda: {
                 **mage_environment(settings),
                 "MLFLOW_TRACKING_URI": settings.mlflow_url,
@@ -179,6 +180,14 @@ def launch_environment(service: Service, settings: Settings | None = None) -> di
         environment.pop(name, None)
     environment.setdefault("PYTHONUNBUFFERED", "1")
     return environment
+
+
+def _mage_complaint(settings: Settings) -> str | None:
+    """Return None if Mage answers and can be asked to start a pipeline."""
+    complaint = _answers(f"{settings.mage_url}/api/status")
+    if complaint is None and not tokens_set_path(settings).exists():
+        return "its triggers have no token yet"
+    return complaint
 
 
 def _answers(url: str) -> str | None:

@@ -21,9 +21,10 @@ from mlops.database import connect
 from mlops.dataset.card import load_card
 from mlops.dataset.generate import generate_csv
 from mlops.orchestration import mage
-from mlops.orchestration.server import PROJECT, mage_command
+from mlops.orchestration.server import PROJECT, mage_command, tokens_set_path
 from mlops.settings import ROOT, Settings
 from mlops.stack.services import launch_environment, services
+from tests.fixtures.waiting import await_
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -53,8 +54,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        mage.wait_until_ready(READY_S, self.settings)
-        mage.set_trigger_tokens(self.settings)
+        await_(tokens_set_path(self.settings).exists, READY_S, "Mage with tokens")
 
     def kill_server_only(self) -> list[psutil.Process]:
         """Kill the server, as a crash would, and return the processes that it had."""

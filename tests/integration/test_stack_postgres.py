@@ -88,34 +88,64 @@ def test_grafana_reads_tables_made_later_and_writes_nothing(database: Settings, 
         run(database, "mlops", f"DROP TABLE {table}", name)
 
 
-def test_grafana_reads_no_credentials_of_mage(folder: Path) -> None:
+@pytest.mark.parametrize(("name", "owner"), [("mage", "mlops"), ("mlflow", "mlflow")])
+def test_grafana_never_reads_a_credential_also_of_tables_made_later(
+    folder: Path, name: str, owner: str
+) -> None:
     # A server of its own: on the shared one a real Mage may have made its tables already.
     with server.running(make_settings(folder)) as settings:
         run(
             settings,
-            "mlops",
+            owner,
             'CREATE TABLE "user" (id int, email text, password_hash text);'
-            "CREATE TABLE secret (name text, value text)",
-            "mage",
+            "CREATE TABLE secret (name text, value text);"
+            "CREATE TABLE later (id int)",
+            name,
         )
+        run(settings, "grafana", "SELECT * FROM later", name)
+        run(settings, owner, "ALTER TABLE later ADD COLUMN token text", name)
+        for _ in range(2):  # at once, and still after the next start
+            run(settings, "grafana", 'SELECT id, email FROM "user"', name)
+            run(settings, "grafana", "SELECT name FROM secret", name)
+            run(settings, "grafana", "SELECT id FROM later", name)
+            for statement in (
+                'SELECT password_hash FROM "user"',
+                "SELECT value FROM secret",
+                "SELECT token FROM later",
+            ):
+                with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+                    run(settings, "grafana", statement, name)
+            server.migrate(settings)
+
+
+def test_mlflow_owns_its_tables_also_those_of_an_earlier_version(folder: Path) -> None:
+    with server.running(make_settings(folder)) as settings:
+        run(settings, "mlops", "CREATE TABLE runs (id serial, name text)", "mlflow")
         server.migrate(settings)
-        run(settings, "grafana", 'SELECT id, email FROM "user"', "mage")
-        run(settings, "grafana", "SELECT name FROM secret", "mage")
-        for statement in ('SELECT password_hash FROM "user"', "SELECT value FROM secret"):
-            with pytest.raises(psycopg2.errors.InsufficientPrivilege):
-                run(settings, "grafana", statement, "mage")
+        run(settings, "mlflow", "INSERT INTO runs (name) VALUES ('a'); DROP TABLE runs", "mlflow")
+        for other in ("mlops", "mage", "postgres"):
+            with pytest.raises(psycopg2.OperationalError, match=r"pg_hba\.conf"):
+                run(settings, "mlflow", "SELECT 1", other)
 
 
 def test_no_role_gets_in_without_its_password(database: Settings) -> None:
     wrong = database.model_copy(
         update={
             name: SecretStr("wrong")
-            for name in ("postgres_password", "grafana_db_password", "predict_db_password")
+            for name in (
+                *["postgres_password", "grafana_db_password"],
+                *["mlflow_db_password", "predict_db_password"],
+            )
         }
     )
-    for role in ("mlops", "grafana", "predict"):
+    for role, name in {
+        "mlops": "mlops",
+        "grafana": "mlops",
+        "mlflow": "mlflow",
+        "predict": "mlops",
+    }.items():
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
-            run(wrong, role, "SELECT 1")
+            run(wrong, role, "SELECT 1", name)
 
 
 def test_migrating_again_keeps_the_data(database: Settings) -> None:
