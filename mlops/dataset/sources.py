@@ -20,26 +20,21 @@ from typing import IO, Literal
 from urllib.parse import urlsplit
 
 import pandas as pd
-import requests
 
 from mlops.dataset.card import Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.generate import generate_csv
 from mlops.dataset.parsing import parse_csv
+from mlops.download import Progress, TooBigError, UnreachableError, download
 from mlops.settings import ROOT, Settings, get_settings
 
 logger = logging.getLogger(__name__)
 
 Origin = Literal["file", "download", "generated"]
-Progress = Callable[[int, int | None], None]
-"""Called with bytes done and bytes in all (None if the server does not tell)."""
-
 MOST_BYTES = 1 << 30
 """No file is read beyond this, packed or unpacked: a zip of a few kB can hold terabytes."""
 
 _MOST_NESTING = 3
-_TIMEOUTS = (5, 30)  # seconds to connect, and between two pieces
-_PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -61,25 +56,6 @@ class RawData:
     def rows(self) -> int:
         """Number of rows of data."""
         return len(self.frame)
-
-
-def progress_lines(tell: Callable[[str], object] = print) -> Progress:
-    """Return a progress that tells a line at every tenth of a download (every 10 MB if unsized)."""
-    last = -1
-
-    def progress(done: int, total: int | None) -> None:
-        nonlocal last
-        step = done * 10 // total if total else done // 10_000_000
-        if step > last:
-            last = step
-            of = f" of {total / 1e6:.1f} MB ({done / total:.0%})" if total else " MB"
-            tell(f"downloaded {done / 1e6:.1f}{of}")
-
-    return progress
-
-
-class _Unreachable(Exception):
-    """An address gave nothing: no internet, no such server, an HTTP error."""
 
 
 def read_source(
@@ -121,7 +97,7 @@ def _read(card: Card, settings: Settings, progress: Progress | None, sha256: str
         raise DataError(card.path.name, ["the card has no source: set MLOPS_DATA to the data"])
     try:
         content = _published(card, settings.cache_dir, progress)
-    except _Unreachable as error:
+    except UnreachableError as error:
         return _generated(card, settings.seed, str(error))
     return _raw(card, content, "download", card.source.url)
 
@@ -188,7 +164,7 @@ def _published(card: Card, cache_dir: Path, progress: Progress | None) -> bytes:
     """Return the CSV of the card's archive, from the cache or downloaded into it.
 
     What is downloaded gets its name in the cache only after its checksum has been found right.
-    Raises _Unreachable, and DataError if what came is not what the card knows.
+    Raises UnreachableError, and DataError if what came is not what the card knows.
     """
     if card.source is None:
         raise DataError(card.path.name, ["the card has no source"])
@@ -220,7 +196,7 @@ def _named(
             logger.warning("the cached %s is damaged and downloaded anew (%s)", cached, error)
     try:
         return _download_into(cached, url, lambda packed: _unpack(packed, card, url), progress)
-    except _Unreachable as error:
+    except UnreachableError as error:
         raise DataError(url, [f"{error}; it is named by MLOPS_DATA"]) from error
 
 
@@ -229,7 +205,7 @@ def _download_into(
 ) -> bytes:
     """Return what `unpack` makes of the file at `url`; `cached` is written once it has done so.
 
-    Raises _Unreachable, and DataError if `unpack` does or the cache cannot be written.
+    Raises UnreachableError, and DataError if `unpack` does or the cache cannot be written.
     """
     cache_dir = cached.parent
     try:
@@ -242,11 +218,13 @@ def _download_into(
     temporary = Path(name)
     try:
         with os.fdopen(handle, "w+b") as file:
-            _download(url, file, progress)
+            download(url, file, MOST_BYTES, progress)
             file.seek(0)
             content = unpack(file.read())
         temporary.replace(cached)
         return content
+    except TooBigError as error:
+        raise DataError(url, [_too_big(str(error))]) from error
     except OSError as error:
         raise DataError(str(cache_dir), [f"cannot be written: {error.strerror}"]) from error
     finally:
@@ -266,38 +244,6 @@ def _checked(packed: bytes, card: Card, source: str) -> bytes:
                 ],
             )
     return content
-
-
-def _download(url: str, file: IO[bytes], progress: Progress | None) -> None:
-    """Write what is at `url` to `file`. Raises _Unreachable, or DataError if it is too big."""
-    try:
-        with requests.get(url, stream=True, timeout=_TIMEOUTS) as response:
-            if response.status_code != requests.codes.ok:
-                raise _Unreachable(f"the server answered {response.status_code} {response.reason}")
-            length = response.headers.get("Content-Length", "")
-            encoded = "Content-Encoding" in response.headers
-            total = int(length) if length.isdigit() and not encoded else None
-            done = 0
-            for piece in response.iter_content(_PIECE):
-                done += len(piece)
-                if done > MOST_BYTES:
-                    raise DataError(url, [_too_big(f"it went on after {MOST_BYTES} bytes")])
-                file.write(piece)
-                if progress is not None:
-                    progress(done, total)
-            if total is not None and done != total:
-                raise _Unreachable(f"the connection ended after {done} of {total} bytes")
-    except requests.RequestException as error:
-        raise _Unreachable(_reason(error, url)) from error
-
-
-def _reason(error: requests.RequestException, url: str) -> str:
-    host = urlsplit(url).hostname
-    if isinstance(error, requests.Timeout):
-        return f"{host} did not answer in time"
-    if isinstance(error, requests.ConnectionError):
-        return f"{host} cannot be reached from here"
-    return f"{host}: {error}"
 
 
 def _too_big(found: str) -> str:

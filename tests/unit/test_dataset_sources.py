@@ -14,7 +14,8 @@ import pytest
 from mlops.dataset import sources
 from mlops.dataset.card import load_card
 from mlops.dataset.errors import DataError
-from mlops.dataset.sources import progress_lines, read_source
+from mlops.dataset.sources import read_source
+from mlops.download import progress_lines
 from mlops.settings import Settings
 
 CARD = load_card("bank_marketing")

@@ -1,8 +1,9 @@
 """Read the source of the card and check it; an error names file, row and column."""
 
 from mlops.dataset.card import load_card
-from mlops.dataset.sources import progress_lines, read_source
+from mlops.dataset.sources import read_source
 from mlops.dataset.summary import summary, summary_text
+from mlops.download import progress_lines
 from mlops.settings import get_settings
 
 if "data_loader" not in globals():
