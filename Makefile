@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean demo run simulate test lint format check \
+.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint format check \
 	pictures ready
 
 stack := .venv-services/bin/python -m mlops.stack
@@ -40,6 +40,13 @@ down: ## Stop everything, leftovers of a crash too
 
 clean: ready ## Stop everything and delete all state, models included; YES=1 does not ask
 	@$(stack) clean $(if $(YES),--yes)
+
+backup: ready ## Copy databases, models and reports of the running stack to FOLDER=backups/<now>
+	@$(stack) backup $(FOLDER)
+
+restore: ready ## Fill an empty state from a backup: FOLDER=backups/2026-01-31T12-00-00
+	@test -n "$(FOLDER)" || { echo "which backup? make restore FOLDER=backups/..." >&2; exit 2; }
+	@$(stack) restore $(FOLDER)
 
 demo: ## Set up, start, and run the whole loop once
 	@started=$$(date +%s) && scripts/bootstrap && \

@@ -14,17 +14,29 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
 
 import psycopg2
 from pydantic import ValidationError
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
+from mlops.alerting.evaluator import hand_over
 from mlops.alerting.heartbeat import forget_beat
 from mlops.database import connect
+from mlops.download import progress_lines
 from mlops.orchestration.mage import (
     PIPELINES,
     MageError,
@@ -32,11 +44,11 @@ from mlops.orchestration.mage import (
     wait_for_run,
 )
 from mlops.settings import ROOT, Settings, get_settings
-from mlops.stack import checks, postgres, processes, state
+from mlops.stack import backup, checks, postgres, processes, state
 from mlops.stack.health import Health, last_lines, look
 from mlops.stack.proxies import bypass
 from mlops.stack.secrets import ensure_secrets
-from mlops.stack.services import Service, services
+from mlops.stack.services import Service, services, watcher
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -59,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (postgres.PostgresError, processes.SupervisorError, MageError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
-    except (state.StateError, EnvironmentFileError) as error:
+    except (state.StateError, EnvironmentFileError, backup.BackupError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return REFUSED
     except ValidationError as error:
@@ -92,6 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("-n", "--lines", type=int, default=40)
     clean = add("clean", run_clean, "stop everything and delete all state, models included")
     clean.add_argument("--yes", action="store_true", help="do not ask")
+    make_backup = add("backup", run_backup, "copy databases, models and reports into a folder")
+    make_backup.add_argument("folder", nargs="?", type=Path, help="default: backups/<now>")
+    restore = add("restore", run_restore, "fill an empty state from a backup; the stack is down")
+    restore.add_argument("folder", type=Path)
     demo = add("demo", run_demo, "start the stack if need be, and run the whole loop once")
     demo.add_argument("--started", type=float, help="when the person pressed return (Unix s)")
     demo.add_argument("--installed", type=float, help="when the environments were there (Unix s)")
@@ -113,7 +129,11 @@ def run_secrets(options: argparse.Namespace) -> int:
 def run_check(options: argparse.Namespace) -> int:
     """Print what stands in the way of a start."""
     settings = _settings()
-    found = _problems(settings, services(settings))
+    wanted = services(settings)
+    if processes.supervisor_pid(settings) is None:
+        # The next start decides anew; what it could still download is not known before.
+        wanted = [*_unwatched(wanted), watcher(settings, grafana.find(settings).grafana)]
+    found = _problems(settings, wanted)
     if not found:
         console.print("nothing stands in the way of `make up`")
     return REFUSED if found else 0
@@ -137,6 +157,10 @@ def run_up(options: argparse.Namespace) -> int:
             postgres.stop(settings)
             if ended:
                 console.print(f"{ended} processes of an earlier run were still there: ended")
+            if _problems(settings, _unwatched(wanted)):
+                return REFUSED  # before a download, which takes its time
+            _choose_watcher(settings)
+            wanted = services(settings)
         if _problems(settings, wanted):
             return REFUSED
         started = time.monotonic()
@@ -251,6 +275,32 @@ def run_clean(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_backup(options: argparse.Namespace) -> int:
+    """Back up the running stack."""
+    now = datetime.now(timezone.utc)
+    folder = options.folder or ROOT / "backups" / f"{now:%Y-%m-%dT%H-%M-%S}"
+    with console.status("backup …") as status:
+        made = backup.back_up(_settings(), folder, lambda part: status.update(f"backup: {part} …"))
+    size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+    console.print(f"{made}: {size / 1e6:,.0f} MB (.env, which holds the secrets, is not in it)")
+    return 0
+
+
+def run_restore(options: argparse.Namespace) -> int:
+    """Fill an empty state from a backup."""
+    settings = _settings()
+    with _only_one(settings):
+        if processes.supervisor_pid(settings) is not None:
+            console.print("[red]the stack runs: `make down` first[/]")
+            return REFUSED
+        with console.status("restore …") as status:
+            backup.restore(
+                settings, options.folder, lambda part: status.update(f"restore: {part} …")
+            )
+    console.print("restored; `make up` starts it")
+    return 0
+
+
 def run_demo(options: argparse.Namespace) -> int:
     """Bring the stack up and run the loop once; see demo.py."""
     from mlops.stack import demo
@@ -357,6 +407,28 @@ def _problems(settings: Settings, wanted: list[Service]) -> list[str]:
     return found
 
 
+def _unwatched(wanted: list[Service]) -> list[Service]:
+    """Return the servers whichever of Grafana and evaluator watches the rules."""
+    return [each for each in wanted if each.name not in ("grafana", "evaluator")]
+
+
+def _choose_watcher(settings: Settings) -> None:
+    """Decide whether Grafana or the evaluator watches until the next start; say so in one line."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    lines = progress_lines(lambda line: console.print(f"Grafana: {line}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("Grafana: download, unpacked then", visible=False)
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+            if not console.is_terminal:
+                lines(done, total)
+
+        choice = grafana.provide(settings, progress)
+    grafana.remember(settings, choice.grafana)
+    console.print(escape(choice.sentence))
+
+
 def _changed_settings(settings: Settings) -> str:
     """Return what to say if servers run that were started with other settings, else ""."""
     if processes.supervisor_pid(settings) is None:
@@ -388,7 +460,7 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
     """
     for folder in (settings.state_dir, settings.payloads_dir, settings.reports_dir):
         folder.mkdir(parents=True, exist_ok=True)
-    for name in ("logs", "mage", "mlflow-artifacts"):
+    for name in ("logs", "mage", "mlflow-artifacts", "grafana"):
         (settings.state_dir / name).mkdir(exist_ok=True)
         (settings.state_dir / name).chmod(0o700)
     if processes.supervisor_pid(settings) is None:
@@ -410,6 +482,9 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
         processes.stop_all(settings)
         postgres.stop(settings)
         return False
+    if any(each.name == "grafana" for each in wanted):
+        with connect(settings=settings) as connection:
+            hand_over(connection)
     for service in wanted:
         processes.start(settings, service.name)
     return True
@@ -469,6 +544,7 @@ def _show_failure(settings: Settings, health: Health) -> None:
 def _show_addresses(settings: Settings, wanted: list[Service]) -> None:
     table = Table("server", "address", "login")
     logins = {
+        "grafana": "admin, MLOPS_GRAFANA_ADMIN_PASSWORD in .env",
         "mage": f"{settings.mage_owner_email}, MLOPS_MAGE_OWNER_PASSWORD in .env",
         "listener": "bearer token MLOPS_WEBHOOK_TOKEN in .env",
         "postgres": "roles mlops, grafana, predict; passwords in .env",

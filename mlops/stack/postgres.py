@@ -199,12 +199,7 @@ def migrate(settings: Settings | None = None) -> None:
     """
     settings = settings or get_settings()
     environment = {
-        **_plain_environment(),
-        "PGHOST": settings.postgres_host,
-        "PGPORT": str(settings.postgres_port),
-        "PGUSER": "mlops",
-        "PGPASSWORD": settings.secret("postgres_password"),
-        "PGCONNECT_TIMEOUT": "5",
+        **client_environment(settings),
         "MLOPS_GRAFANA_DB_PASSWORD": settings.secret("grafana_db_password"),
         "MLOPS_MLFLOW_DB_PASSWORD": settings.secret("mlflow_db_password"),
         "MLOPS_PREDICT_DB_PASSWORD": settings.secret("predict_db_password"),
@@ -216,6 +211,19 @@ def migrate(settings: Settings | None = None) -> None:
     )
     if done.returncode:
         raise PostgresError(f"{script.name} failed: {done.stderr.strip()}")
+
+
+def client_environment(settings: Settings | None = None) -> dict[str, str]:
+    """Return the environment in which psql and its like are the owner, password included."""
+    settings = settings or get_settings()
+    return {
+        **_plain_environment(),
+        "PGHOST": settings.postgres_host,
+        "PGPORT": str(settings.postgres_port),
+        "PGUSER": "mlops",
+        "PGPASSWORD": settings.secret("postgres_password"),
+        "PGCONNECT_TIMEOUT": "5",
+    }
 
 
 def stop(settings: Settings | None = None, timeout: float = 20.0) -> None:

@@ -1,0 +1,143 @@
+"""Back up the embedded stack's state into a folder, and restore it into an empty state.
+
+A backup holds what cannot be made again: the three databases, MLflow's artifacts, the deployed
+payloads and the reports. It never holds a secret: roles get the passwords of `.env` at each start.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mlops.settings import Settings
+from mlops.stack import postgres, state
+
+DATABASES = ("mlops", "mlflow", "mage")
+_MANIFEST = "backup.json"
+
+
+class BackupError(RuntimeError):
+    """A backup cannot be made or restored; the message says why, and what to do."""
+
+
+def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] = print) -> Path:
+    """Write a backup of the running stack to `folder`, which must not be there yet; return it.
+
+    The stack goes on meanwhile. Databases come first and files after them, so a version that a
+    database names has its files; each database is as it stood at one moment. Written beside
+    `folder` and renamed at the end: a folder of that name is a whole backup. Raises BackupError.
+    """
+    if folder.exists():
+        raise BackupError(f"{folder} is there already: name another folder")
+    if not postgres.is_ready(settings):
+        raise BackupError("PostgreSQL does not run, which must be asked: `make up` starts it")
+    draft = folder.with_name(f"{folder.name}.part")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        draft.chmod(0o700)  # what people have asked the API is in it
+        for database in DATABASES:
+            progress(f"database {database}")
+            _run(
+                settings,
+                "pg_dump",
+                *["--format=custom", f"--file={draft / database}.dump", f"--dbname={database}"],
+            )
+        for name, source in _folders(settings).items():
+            if source.is_dir():
+                progress(name)
+                shutil.copytree(source, draft / name, symlinks=True)
+        facts = {
+            "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "postgres": postgres.VERSION,
+            "card": settings.card,
+        }
+        (draft / _MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
+        draft.rename(folder)
+    except (OSError, shutil.Error) as error:
+        raise BackupError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+def restore(settings: Settings, folder: Path, progress: Callable[[str], object] = print) -> None:
+    """Fill the state, which must be empty, from the backup in `folder`; the stack must be down.
+
+    If it fails, the state is empty as before. Raises BackupError.
+    """
+    facts = _manifest(folder)
+    if facts["postgres"] > postgres.VERSION:
+        raise BackupError(
+            f"{folder} was made by PostgreSQL {facts['postgres']}, this one is "
+            f"{postgres.VERSION}: restore it with the project's version that made it"
+        )
+    folders = _folders(settings)
+    mine = [postgres.data_dir(settings), folders["mlflow-artifacts"]]
+    mine += [path for path in state.written(settings) if path != settings.state_dir]
+    for path in mine:
+        if path.is_symlink() or path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise BackupError(
+                f"{path} is there: delete this state with `make clean`, or restore into another "
+                "one (MLOPS_STATE_DIR, MLOPS_PAYLOADS_DIR, MLOPS_REPORTS_DIR)"
+            )
+    state.claim(settings)
+    try:
+        with postgres.running(settings):
+            for database in DATABASES:
+                progress(f"database {database}")
+                dump = folder / f"{database}.dump"
+                _run(
+                    settings,
+                    "pg_restore",
+                    *["--create", "--clean", "--if-exists", "--exit-on-error"],
+                    *["--dbname=postgres", str(dump)],
+                )
+            postgres.migrate(settings)  # to what this version of the project needs
+        for name, target in folders.items():
+            if (folder / name).is_dir():
+                progress(name)
+                shutil.copytree(folder / name, target, symlinks=True, dirs_exist_ok=True)
+    except BaseException as error:
+        for path in (*mine[:2], *state.written(settings)):
+            if path == settings.state_dir:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if isinstance(error, (OSError, shutil.Error)):
+            raise BackupError(f"{folder} cannot be restored: {error}") from error
+        raise
+
+
+def _folders(settings: Settings) -> dict[str, Path]:
+    """Return the folders that are kept, by their name in a backup."""
+    return {
+        "mlflow-artifacts": settings.state_dir / "mlflow-artifacts",
+        "payloads": settings.payloads_dir,
+        "reports": settings.reports_dir,
+    }
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / _MANIFEST).read_text())
+        return {"postgres": int(facts["postgres"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BackupError(f"{folder} is no backup: it has no readable {_MANIFEST}") from error
+
+
+def _run(settings: Settings, program: str, *arguments: str) -> None:
+    done = subprocess.run(
+        [str(postgres.binary(program)), "--no-password", *arguments],
+        env=postgres.client_environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BackupError(f"{program} failed: {' '.join(done.stderr.strip().splitlines()[-3:])}")

@@ -1,0 +1,115 @@
+"""A backup of a real Postgres with its files, restored into another state."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from mlops.database import connect
+from mlops.settings import Settings
+from mlops.stack import backup, postgres, state
+from tests.fixtures.postgres import make_settings
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
+    path = Path(tempfile.mkdtemp(prefix="mlops-backup-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def run(settings: Settings, role: str, statement: str, database: str = "mlops") -> object:
+    with connect(database, role, settings) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+def filled(folder: Path) -> Settings:
+    """Return the settings of a state with one retrain, one run, one payload and one report."""
+    settings = make_settings(folder / "old")
+    state.claim(settings)
+    artifact = settings.state_dir / "mlflow-artifacts" / "1" / "model.skops"
+    report = settings.reports_dir / "3" / "2009-03.html"
+    payload = settings.payloads_dir / "3" / "model.json"
+    for path in (artifact, report, payload):
+        path.parent.mkdir(parents=True)
+        path.write_text(path.name)
+    (settings.payloads_dir / "current").symlink_to("3")
+    return settings
+
+
+def fill(settings: Settings) -> None:
+    run(
+        settings,
+        "mlops",
+        "INSERT INTO ops.retrains (id, card, cause) VALUES ('r1', 'bank_marketing', 'drift')",
+    )
+    run(settings, "mlflow", "CREATE TABLE runs (id serial, secret text)", "mlflow")
+    run(settings, "mlflow", "INSERT INTO runs (secret) VALUES ('x')", "mlflow")
+
+
+def test_a_restored_state_holds_all_that_was_backed_up_and_guards_it_alike(folder: Path) -> None:
+    old = filled(folder)
+    with postgres.running(old):
+        fill(old)
+        made = backup.back_up(old, folder / "backup")
+    assert not list(folder.glob("*.part"))
+    assert made.stat().st_mode & 0o077 == 0
+
+    new = make_settings(folder / "new")  # other passwords, too
+    backup.restore(new, made)
+    with postgres.running(new):
+        assert run(new, "grafana", "SELECT id FROM ops.retrains") == ("r1",)
+        assert run(new, "mlflow", "SELECT id, secret FROM runs", "mlflow") == (1, "x")
+        assert run(new, "grafana", "SELECT id FROM runs", "mlflow") == (1,)
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(new, "grafana", "SELECT secret FROM runs", "mlflow")
+        run(new, "mlflow", "CREATE TABLE later (id int, token text)", "mlflow")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(new, "grafana", "SELECT token FROM later", "mlflow")
+    assert (new.payloads_dir / "current" / "model.json").read_text() == "model.json"
+    assert (new.reports_dir / "3" / "2009-03.html").exists()
+    assert (new.state_dir / "mlflow-artifacts" / "1" / "model.skops").exists()
+
+
+def test_a_state_that_holds_anything_is_not_overwritten(folder: Path) -> None:
+    old = filled(folder)
+    with postgres.running(old):
+        fill(old)
+        made = backup.back_up(old, folder / "backup")
+    with pytest.raises(backup.BackupError, match="make clean"):
+        backup.restore(old, made)
+    with postgres.running(old):
+        assert run(old, "mlops", "SELECT id FROM ops.retrains") == ("r1",)
+
+
+def test_a_restore_that_fails_leaves_the_state_empty(folder: Path) -> None:
+    old = filled(folder)
+    with postgres.running(old):
+        fill(old)
+        made = backup.back_up(old, folder / "backup")
+    whole = (made / "mage.dump").read_bytes()
+    (made / "mage.dump").write_bytes(whole[: len(whole) // 2])
+    new = make_settings(folder / "new")
+    with pytest.raises(backup.BackupError, match="pg_restore"):
+        backup.restore(new, made)
+    assert not postgres.data_dir(new).exists()
+    (made / "mage.dump").write_bytes(whole)
+    backup.restore(new, made)  # nothing is in its way
+
+
+def test_a_backup_needs_a_folder_of_its_own_and_a_server_that_runs(folder: Path) -> None:
+    settings = make_settings(folder)
+    with pytest.raises(backup.BackupError, match="make up"):
+        backup.back_up(settings, folder / "backup")
+    (folder / "mine").mkdir()
+    with pytest.raises(backup.BackupError, match="there already"):
+        backup.back_up(settings, folder / "mine")
+    with pytest.raises(backup.BackupError, match=r"no backup.*backup\.json"):
+        backup.restore(settings, folder / "mine")
