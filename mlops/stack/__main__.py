@@ -44,7 +44,7 @@ from mlops.orchestration.mage import (
     wait_for_run,
 )
 from mlops.settings import ROOT, Settings, get_settings
-from mlops.stack import backup, checks, postgres, processes, state
+from mlops.stack import backup, checks, grafana, postgres, processes, state
 from mlops.stack.health import Health, last_lines, look
 from mlops.stack.proxies import bypass
 from mlops.stack.secrets import ensure_secrets

@@ -22,6 +22,7 @@ from mlops.alerting.rules import (
     RULES_FOLDER,
     UnsupportedRuleError,
     load_provisioning,
+    load_titles,
     provisioning_environment,
 )
 from mlops.database import connect
@@ -47,7 +48,9 @@ def problems(settings: Settings, services: Iterable[Service], own_ports: set[int
         *environment_problems(),
         *card_problems(settings),
         *data_problems(settings),
-        *alert_rule_problems(settings),
+        *alert_rule_problems(
+            settings, evaluated=any(each.name == "evaluator" for each in services)
+        ),
         *folder_problems(settings),
         *disk_problems(settings),
         *port_problems(services, own_ports),
@@ -115,10 +118,20 @@ def data_problems(settings: Settings) -> list[str]:
     return []
 
 
-def alert_rule_problems(settings: Settings, folder: Path = RULES_FOLDER) -> list[str]:
-    """Return what the evaluator would refuse in the alert files of `folder`."""
+def alert_rule_problems(
+    settings: Settings, folder: Path = RULES_FOLDER, evaluated: bool = True
+) -> list[str]:
+    """Return what is wrong with the alert files of `folder`.
+
+    The evaluator, where it watches (`evaluated`), refuses what it does not know; Grafana knows
+    more, so then it is asked only that the rules' titles can be read, as the listener does.
+    """
     try:
-        load_provisioning(provisioning_environment(settings), folder)
+        environment = provisioning_environment(settings)
+        if evaluated:
+            load_provisioning(environment, folder)
+        else:
+            load_titles(folder, environment)
     except UnsupportedRuleError as error:
         return [str(error)]
     return []

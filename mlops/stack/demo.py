@@ -32,6 +32,7 @@ from mlops.registry.models import current_deployment, retire_production
 from mlops.serving.client import ApiUnavailable, PredictClient
 from mlops.serving.traffic import forget_simulations, simulate_month
 from mlops.settings import Settings, get_settings
+from mlops.stack.grafana import remembered
 
 PIPELINE_LIMIT_S = 900.0
 ALERT_LIMIT_S = 180.0
@@ -261,9 +262,10 @@ class Demo:
                     return alert
                 show("waiting for the alert rule to fire")
                 time.sleep(POLL_S)
+        watcher = "grafana" if remembered(self.settings) else "evaluator"
         raise LoopOpenError(
             f"no alert started a retrain within {ALERT_LIMIT_S:.0f} s:"
-            " see `make logs` for evaluator and listener, and table ops.alerts"
+            f" see `make logs` for {watcher} and listener, and table ops.alerts"
         )
 
     def wait_for_retrain(self, retrain_id: str) -> dict[str, Any]:

@@ -14,13 +14,16 @@ from pathlib import Path
 import requests
 
 from mlops.alerting.heartbeat import heartbeat_complaint
+from mlops.alerting.rules import provisioning_environment
 from mlops.database import database_url
 from mlops.orchestration.server import mage_command, mage_environment, tokens_set_path
 from mlops.settings import ROOT, Settings, get_settings, secret_names
 from mlops.stack import postgres
+from mlops.stack.grafana import Grafana, remembered
 from mlops.stack.proxies import bypass
 
 SERVICES_PYTHON = ROOT / ".venv-services" / "bin" / "python"
+_GRAFANA_FILES = ROOT / "grafana"
 _PROBE_TIMEOUT_S = 3.0
 
 
@@ -48,7 +51,10 @@ class Service:
 
 
 def services(settings: Settings | None = None) -> list[Service]:
-    """Return the servers of this stack, Postgres first, the others in no order."""
+    """Return the servers of this stack, Postgres first, the others in no order.
+
+    Which one watches the alert rules was decided at the stack's last start.
+    """
     settings = settings or get_settings()
     python = str(SERVICES_PYTHON)
     payload = settings.payloads_dir / "current"
@@ -145,33 +151,59 @@ def services(settings: Settings | None = None) -> list[Service]:
             address=settings.streamlit_url,
         ),
     ]
-    if find_grafana() is None:
-        found.append(
-            Service(
-                "evaluator",
-                lambda: [python, "-m", "mlops.alerting.evaluator"],
-                health=lambda: heartbeat_complaint(settings),
-                secrets=("postgres_password", "grafana_db_password", "webhook_token"),
-            )
-        )
-    return found
+    return [*found, watcher(settings, remembered(settings))]
 
 
-def find_grafana() -> Path | None:
-    """Return the Grafana that evaluates the alert rules; without one the evaluator does.
+def watcher(settings: Settings, grafana: Grafana | None) -> Service:
+    """Return the server that evaluates the alert rules: `grafana`, or the evaluator without one.
 
-    The stack does not run Grafana yet, so there is none, whatever lies on PATH.
+    Never both: each alert would be told twice.
     """
-    return None
+    if grafana is None:
+        return Service(
+            "evaluator",
+            lambda: [str(SERVICES_PYTHON), "-m", "mlops.alerting.evaluator"],
+            health=lambda: heartbeat_complaint(settings),
+            secrets=("postgres_password", "grafana_db_password", "webhook_token"),
+        )
+    return Service(
+        "grafana",
+        lambda: [
+            *[str(grafana.program), "server", "--homepath", str(grafana.home)],
+            *["--config", str(_GRAFANA_FILES / "grafana.ini")],
+        ],
+        settings.grafana_port,
+        "MLOPS_GRAFANA_PORT",
+        lambda: _grafana_complaint(settings),
+        lambda: {
+            "GF_PATHS_DATA": str(settings.state_dir / "grafana"),
+            "GF_PATHS_LOGS": str(settings.state_dir / "grafana" / "log"),
+            "GF_PATHS_PLUGINS": str(settings.state_dir / "grafana" / "plugins"),
+            "GF_PATHS_PROVISIONING": str(_GRAFANA_FILES / "provisioning"),
+            "GF_SERVER_HTTP_ADDR": settings.host,
+            "GF_SERVER_HTTP_PORT": str(settings.grafana_port),
+            "GF_SECURITY_ADMIN_PASSWORD": settings.secret("grafana_admin_password"),
+            "MLOPS_DASHBOARDS_DIR": str(_GRAFANA_FILES / "dashboards"),
+            **provisioning_environment(settings),
+        },
+        # The login stands under Grafana's own name already.
+        secrets=("grafana_db_password", "webhook_token"),
+        stop_seconds=30,  # Grafana gives itself as long
+        start_seconds=180,  # the first start makes some hundred tables
+        address=settings.grafana_url,
+    )
 
 
 def launch_environment(service: Service, settings: Settings | None = None) -> dict[str, str]:
     """Return the environment that `service` runs in: this one, settings, and its own secrets.
 
-    A proxy stays, for the internet, but the stack's own servers are asked without it.
+    A proxy stays, for the internet, but the stack's own servers are asked without it. What this one
+    says about another Postgres or Grafana does not count.
     """
     settings = settings or get_settings()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PG", "GF_"))
+    }
     visible = settings.environment()
     hidden = {f"MLOPS_{name.upper()}" for name in secret_names() if name not in service.secrets}
     environment = {**inherited, **visible, **service.environment()}
@@ -188,6 +220,18 @@ def _mage_complaint(settings: Settings) -> str | None:
     if complaint is None and not tokens_set_path(settings).exists():
         return "its triggers have no token yet"
     return complaint
+
+
+def _grafana_complaint(settings: Settings) -> str | None:
+    """Return None if Grafana and its own database are well, else what is not."""
+    answer = _ask(f"{settings.grafana_url}/api/health")
+    if isinstance(answer, str):
+        return answer
+    try:
+        database = str(answer.json()["database"])
+    except (ValueError, TypeError, KeyError):
+        return "answers without a status"
+    return None if database == "ok" else f"its own database: {database}"
 
 
 def _answers(url: str) -> str | None:
