@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +14,8 @@ import psycopg2
 import pytest
 from pydantic import SecretStr
 
-from mlops.database import connect
-from mlops.settings import Settings
+from mlops.database import connect, database_url
+from mlops.settings import ROOT, Settings
 from mlops.stack import postgres as server
 from tests.fixtures.postgres import make_settings
 
@@ -204,3 +205,46 @@ def test_data_of_another_version_is_refused_with_the_way_out(folder: Path) -> No
     (data / "PG_VERSION").write_text("16\n")
     with pytest.raises(server.PostgresError, match=r"PostgreSQL 16.*make clean"):
         server.initialise(settings)
+
+
+def test_a_server_whose_owner_is_no_superuser_is_brought_to_the_same(folder: Path) -> None:
+    """As on managed servers; here the superuser takes the part of such an owner."""
+    with server.running(make_settings(folder)) as settings:
+        for name in ("mlops", "mlflow", "mage"):
+            run_alone(settings, f"DROP DATABASE {name}")
+        for role in ("grafana", "mlflow", "predict"):
+            run_alone(settings, f"DROP ROLE {role}")
+        run_alone(settings, "CREATE ROLE managed CREATEDB CREATEROLE")
+        migrate_as(settings, "managed")
+        run(settings, "mlflow", "CREATE TABLE runs (id int, secret text)", "mlflow")
+        run(settings, "predict", PREDICTION)
+        migrate_as(settings, "managed")  # no event trigger there: tables are read from now on
+        run(settings, "grafana", "SELECT count(*) FROM serving.predictions")
+        run(settings, "grafana", "SELECT id FROM runs", "mlflow")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            run(settings, "grafana", "SELECT secret FROM runs", "mlflow")
+
+
+def run_alone(settings: Settings, statement: str) -> None:
+    """Run a statement that may stand in no transaction."""
+    connection = psycopg2.connect(database_url("postgres", settings=settings))
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+def migrate_as(settings: Settings, role: str) -> None:
+    environment = {
+        **server.client_environment(settings),
+        "PGOPTIONS": f"-c role={role}",
+        "MLOPS_GRAFANA_DB_PASSWORD": settings.secret("grafana_db_password"),
+        "MLOPS_MLFLOW_DB_PASSWORD": settings.secret("mlflow_db_password"),
+        "MLOPS_PREDICT_DB_PASSWORD": settings.secret("predict_db_password"),
+    }
+    script = ROOT / "postgres" / "migrate.sql"
+    command = [str(server.binary("psql")), "-X", "-q", "-d", "postgres", "-f", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
