@@ -32,9 +32,8 @@ def database_url(
     """Return the URL of `database` for `role`, password included: never print it."""
     settings = settings or get_settings()
     password = quote(settings.secret(_PASSWORD_OF_ROLE[role]), safe="")
-    return (
-        f"{driver}://{role}:{password}@{settings.postgres_host}:{settings.postgres_port}/{database}"
-    )
+    server = f"{settings.postgres_host}:{settings.postgres_port}"
+    return f"{driver}://{role}:{password}@{server}/{database}?sslmode={settings.postgres_sslmode}"
 
 
 @contextmanager

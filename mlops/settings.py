@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     postgres_host: str = "127.0.0.1"
     postgres_port: int = Field(15432, description="Not 5432: many laptops run a Postgres there.")
 
+    postgres_sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = Field(
+        "disable", description="Of every connection; on loopback there is nothing to encrypt."
+    )
+
     # Grafana of the embedded stack
     grafana: Literal["auto", "off"] = Field(
         "auto", description="off: the evaluator watches the rules, and nothing is downloaded."

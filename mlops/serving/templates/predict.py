@@ -10,7 +10,7 @@ payload.
   to Postgres. What cannot be logged is refused with 503: the monitor misses no answer.
 - Every fault of a caller is a 4xx whose JSON names the field and the row.
 
-Environment: MLOPS_PREDICT_DB_PASSWORD with MLOPS_POSTGRES_HOST and MLOPS_POSTGRES_PORT, or
+Environment: MLOPS_PREDICT_DB_PASSWORD with MLOPS_POSTGRES_{HOST,PORT,SSLMODE}, or
 PREDICT_LOG_DSN, name the log's database (neither: answers are not logged, and /health says so);
 MLOPS_STATE_DIR holds the spool; MLOPS_SPOOL_MAX_MB bounds it.
 """
@@ -602,6 +602,7 @@ def open_log(environment: dict[str, str]) -> PredictionLog | None:
         arguments.update(
             host=environment.get("MLOPS_POSTGRES_HOST", "127.0.0.1"),
             port=environment.get("MLOPS_POSTGRES_PORT", "15432"),
+            sslmode=environment.get("MLOPS_POSTGRES_SSLMODE", "prefer"),
             dbname="mlops",
             user="predict",
             password=password,
