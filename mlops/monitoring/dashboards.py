@@ -47,7 +47,11 @@ class DashboardError(ValueError):
 
 
 class PanelQueryError(RuntimeError):
-    """Postgres did not run a panel's query; the message says why, for a person."""
+    """Postgres did not run a query; `reason` says why, and the message also for what."""
+
+    def __init__(self, subject: str, reason: str) -> None:
+        super().__init__(f"{subject}: {reason}")
+        self.reason = reason
 
 
 class Span(NamedTuple):
@@ -458,7 +462,7 @@ def read_annotation(connection: Connection, annotation: Annotation, span: Span) 
     """Return the marks, `time` and `text`, within `span`. Raises PanelQueryError."""
     frame = _read(connection, _expand(annotation.sql, {}, span), f"marks {annotation.name!r}")
     if "time" not in frame:
-        raise PanelQueryError(f"marks {annotation.name!r}: the query returns no column time")
+        raise PanelQueryError(f"marks {annotation.name!r}", "the query returns no column time")
     return frame.assign(text=frame.get("text", annotation.name))
 
 
@@ -758,14 +762,11 @@ def _read(connection: Connection, sql: str, subject: str) -> pd.DataFrame:
             cursor.execute(f"FETCH {ROW_LIMIT + 1} FROM {name}")
             columns = list(cursor.description or [])
             rows = cursor.fetchall()
-        except psycopg2.OperationalError as error:
-            if connection.closed:
-                raise PanelQueryError(f"{subject}: Postgres has gone away") from error
-            cursor.execute("ROLLBACK TO SAVEPOINT panel")
-            raise PanelQueryError(f"{subject}: {_reason(error)}") from error
         except psycopg2.Error as error:
+            if connection.closed:
+                raise PanelQueryError(subject, "Postgres has gone away") from error
             cursor.execute("ROLLBACK TO SAVEPOINT panel")
-            raise PanelQueryError(f"{subject}: {_reason(error)}") from error
+            raise PanelQueryError(subject, _reason(error)) from error
         cursor.execute("ROLLBACK TO SAVEPOINT panel")  # closes the cursor as well
     frame = pd.DataFrame(
         {
