@@ -1,7 +1,7 @@
-"""Grafana's files: what a real Grafana 11 or 12 takes, and nothing that it would pass over in silence.
+"""Grafana's files: what a real Grafana 11 or 12 takes, and nothing that it would pass over.
 
-No Grafana can be started here, so its rules stand below: the panel schemas as grafana-foundation-sdk
-has them, and the enums, keys and units of Grafana's sources that it does not check.
+No Grafana can be started here, so its rules stand below: the panels' schemas are those of
+grafana-foundation-sdk, and what it does not check (enums, keys, units) is from Grafana's sources.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PANELS = [(name, panel) for name, content in CONTENT.items() for panel in conten
 ASKING = [(name, panel) for name, panel in PANELS if "targets" in panel]
 DATABASES = {"mlops", "mlflow", "mage"}
 POSTGRES = "grafana-postgresql-datasource"
+DASH = "\N{EN DASH}"
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -105,7 +106,7 @@ def test_a_key_that_grafana_would_pass_over_is_found() -> None:
     bars["fieldConfig"]["defaults"]["custom"]["tresholdsStyle"] = {"mode": "dashed"}
     bars["descripton"] = "?"
     found = " ".join(lost(content, as_grafana_reads(content)))
-    assert "xFeld" in found and "tresholdsStyle" in found and "descripton" in found
+    assert all(key in found for key in ("xFeld", "tresholdsStyle", "descripton"))
 
 
 @each_file
@@ -256,7 +257,8 @@ def test_categories_are_not_cut_to_nothing(panel: dict[str, Any]) -> None:
 @named(ASKING)
 def test_a_panel_says_what_it_means_and_what_nothing_means(panel: dict[str, Any]) -> None:
     assert panel["title"].strip()
-    assert len(panel["description"]) > 60 and panel["description"].endswith(".")
+    assert len(panel["description"]) > 60
+    assert panel["description"].endswith(".")
     assert panel["fieldConfig"]["defaults"]["noValue"].strip()
 
 
@@ -265,7 +267,7 @@ def test_an_empty_cell_does_not_repeat_the_text_of_an_empty_panel(panel: dict[st
     # Grafana shows noValue for each null as well, in cells and in tooltips.
     assert panel["fieldConfig"]["overrides"][0] == {
         "matcher": {"id": "byRegexp", "options": "/.*/"},
-        "properties": [{"id": "noValue", "value": "–"}],
+        "properties": [{"id": "noValue", "value": DASH}],
     }
 
 
@@ -284,7 +286,8 @@ def test_panels_lie_on_the_grid_and_not_on_one_another(path: Path) -> None:
     places = [(panel["title"], panel["gridPos"]) for panel in CONTENT[path.stem]["panels"]]
     for title, place in places:
         assert set(place) == {"x", "y", "w", "h"}, title
-        assert 0 <= place["x"] and place["x"] + place["w"] <= 24 and place["h"] > 0, title
+        assert place["x"] >= 0, title
+        assert place["x"] + place["w"] <= 24, title
     for (one, a), (other, b) in combinations(places, 2):
         apart = (
             a["x"] + a["w"] <= b["x"]
@@ -422,10 +425,10 @@ def test_variables_offer_all_and_are_asked_anew_with_each_refresh() -> None:
     variables = CONTENT["model_monitoring"]["templating"]["list"]
     assert [each["name"] for each in variables] == ["version", "period"]
     for each in variables:
-        assert each["multi"] and each["includeAll"] and each["allValue"] is None
+        assert (each["multi"], each["includeAll"], each["allValue"]) == (True, True, None)
         assert each["refresh"] == 2, "a month measured since would stay away from All"
         assert each["sort"] == 0, "the query sorts: versions are numbers, the newest come first"
-        assert each["options"] == [] and each["current"]["value"] == ["$__all"]
+        assert (each["options"], each["current"]["value"]) == ([], ["$__all"])
         assert each["definition"] == each["query"]
 
 
@@ -481,7 +484,8 @@ def test_alert_rules_lie_in_a_folder_of_another_title_than_dashboards() -> None:
         for path in (GRAFANA / "provisioning" / "alerting").glob("*.yaml")
         for group in yaml.safe_load(path.read_text(encoding="utf-8")).get("groups", [])
     }
-    assert folders and provider["folder"] not in folders
+    assert folders
+    assert provider["folder"] not in folders
 
 
 def ini() -> configparser.RawConfigParser:
@@ -539,7 +543,8 @@ VARIABLE = re.compile(r"\$(?:__env)?\{?([A-Z][A-Z_]{3,})\}?")
 def test_the_files_name_no_other_variable_than_the_architecture_does() -> None:
     architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     section = architecture.partition("\n## Grafana\n")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`(MLOPS_[A-Z_]+)`", section))
+    paragraph = section.partition("What\ndiffers stands in")[2].partition("\n\n")[0]
+    documented = set(re.findall(r"`(MLOPS_[A-Z_]+)`", paragraph))
     paths = [*(GRAFANA / "provisioning").rglob("*.yaml"), GRAFANA / "grafana.ini"]
     used = {name for path in paths for name in VARIABLE.findall(path.read_text(encoding="utf-8"))}
     assert used == documented
