@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     state_dir: Path = Field(ROOT / ".stack", description="All state of the embedded stack.")
     payloads_dir: Path = Field(ROOT / "payloads", description="Written by deploy, read by predict.")
     reports_dir: Path = Field(ROOT / "reports", description="HTML drift reports.")
+    mlflow_artifacts: str | None = Field(
+        None, description="Where models are kept, if not in the state folder: s3://bucket/path …"
+    )
     cache_dir: Path = Field(
         Path("~/.cache/mlops").expanduser(), description="Downloads, shared between clones."
     )

@@ -84,7 +84,8 @@ def services(settings: Settings | None = None) -> list[Service]:
                 "MLFLOW_BACKEND_STORE_URI": database_url(
                     "mlflow", "mlflow", settings=settings, driver="postgresql+psycopg2"
                 ),
-                "MLFLOW_ARTIFACTS_DESTINATION": str(settings.state_dir / "mlflow-artifacts"),
+                "MLFLOW_ARTIFACTS_DESTINATION": settings.mlflow_artifacts
+                or str(settings.state_dir / "mlflow-artifacts"),
                 # Eight more processes and 1.3 GB for jobs that nobody here submits.
                 "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
                 "MLFLOW_DISABLE_TELEMETRY": "true",
