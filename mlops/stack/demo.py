@@ -1,5 +1,8 @@
 """The whole loop, once, on screen: `make demo`. It decides nothing that the loop decides.
 
+`python -m mlops.stack.demo` runs it on a stack that is up, as `make compose-demo` does inside Mage's
+container.
+
 It presses the buttons that a person presses (run a pipeline, play a month of traffic) and then only
 watches: the alert, the retrain and the new version have to come by themselves. Facts go to
 `.stack/demo.json` as they become known, so an aborted demo leaves them too.
@@ -7,8 +10,11 @@ watches: the alert, the retrain and the new version have to come by themselves. 
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -32,6 +38,7 @@ from mlops.registry.models import current_deployment, retire_production
 from mlops.serving.client import ApiUnavailable, PredictClient
 from mlops.serving.traffic import forget_simulations, simulate_month
 from mlops.settings import Settings, get_settings
+from mlops.stack.proxies import bypass
 from mlops.stack.grafana import remembered
 
 PIPELINE_LIMIT_S = 900.0
@@ -343,9 +350,9 @@ def _describe(retrain: dict[str, Any]) -> str:
     return f"{retrain['outcome'].replace('_', ' ')}: {scores}"
 
 
-def show_result(demo: Demo) -> None:
-    """Print the table of stages, the addresses and the closing line."""
-    facts, settings, console = demo.facts, demo.settings, demo.console
+def show_stages(demo: Demo) -> None:
+    """Print the table of stages, and whether the data is real."""
+    facts, console = demo.facts, demo.console
     table = Table("stage", "seconds", "result", title="The loop", title_justify="left")
     table.columns[1].justify = "right"
     for name, seconds in facts.stages.items():
@@ -353,6 +360,11 @@ def show_result(demo: Demo) -> None:
     console.print(table)
     if facts.values["source"] == "generated":
         console.print("[yellow]The data is GENERATED: no figure here is of real customers.[/]")
+
+
+def show_addresses(demo: Demo) -> None:
+    """Print where a person finds the servers."""
+    settings, console = demo.settings, demo.console
     addresses = Table.grid(padding=(0, 2))
     for name, url in (
         ("Mage", settings.mage_url),
@@ -373,11 +385,13 @@ def main(
     started: float | None = None,
     stages: dict[str, float] | None = None,
     console: Console | None = None,
+    addresses: bool = True,
 ) -> int:
     """Run the demo on a stack that is up; return the exit code, 0 only if the loop closed.
 
     `started` (Unix seconds) is when the person pressed return, and `stages` the seconds already
-    spent before (setup, up), so that the table tells all of it.
+    spent before (setup, up), so that the table tells all of it. Without `addresses` it does not
+    say where the servers are: in a container it does not know under which port they are published.
     """
     settings = settings or get_settings()
     console = console or Console()
@@ -398,10 +412,29 @@ def main(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(traceback.format_exc())
         demo.facts.update(error=f"{type(error).__name__}: {error}")
-        show_result(demo)
+        show_stages(demo)
+        if addresses:
+            show_addresses(demo)
         console.print(f"[red]{escape(str(error))}[/]  (traceback: {log})", highlight=False)
         console.print("loop: open")
         return 1
-    show_result(demo)
+    show_stages(demo)
+    if addresses:
+        show_addresses(demo)
     console.print("loop: closed")
     return 0
+
+
+def _run(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mlops.stack.demo", description=__doc__)
+    parser.add_argument("--started", type=float, help="when the person pressed return (Unix s)")
+    parser.add_argument("--up", type=float, help="seconds that it took until the stack was up")
+    options = parser.parse_args(arguments)
+    settings = get_settings()
+    os.environ.update(bypass(os.environ, settings))
+    stages = {} if options.up is None else {"up": options.up}
+    return main(settings, started=options.started, stages=stages, addresses=False)
+
+
+if __name__ == "__main__":
+    sys.exit(_run())
