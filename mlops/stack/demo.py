@@ -1,7 +1,7 @@
 """The whole loop, once, on screen: `make demo`. It decides nothing that the loop decides.
 
-`python -m mlops.stack.demo` runs it on a stack that is up, as `make compose-demo` does inside Mage's
-container.
+`python -m mlops.stack.demo` runs it on a stack that is up, as `make compose-demo` does in the container
+of Mage.
 
 It presses the buttons that a person presses (run a pipeline, play a month of traffic) and then only
 watches: the alert, the retrain and the new version have to come by themselves. Facts go to
@@ -38,8 +38,8 @@ from mlops.registry.models import current_deployment, retire_production
 from mlops.serving.client import ApiUnavailable, PredictClient
 from mlops.serving.traffic import forget_simulations, simulate_month
 from mlops.settings import Settings, get_settings
-from mlops.stack.proxies import bypass
 from mlops.stack.grafana import remembered
+from mlops.stack.proxies import bypass
 
 PIPELINE_LIMIT_S = 900.0
 ALERT_LIMIT_S = 180.0
