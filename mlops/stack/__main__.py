@@ -415,16 +415,21 @@ def _unwatched(wanted: list[Service]) -> list[Service]:
 def _choose_watcher(settings: Settings) -> None:
     """Decide whether Grafana or the evaluator watches until the next start; say so in one line."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, transient=True)
+    task = bar.add_task("Grafana: download, then unpacking", total=None)
     lines = progress_lines(lambda line: console.print(f"Grafana: {line}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("Grafana: download, unpacked then", visible=False)
 
-        def progress(done: int, total: int | None) -> None:
-            bar.update(task, completed=done, total=total, visible=True)
-            if not console.is_terminal:
-                lines(done, total)
+    def progress(done: int, total: int | None) -> None:
+        if console.is_terminal:
+            bar.start()  # now: mostly there is nothing to download, and nothing is shown
+            bar.update(task, completed=done, total=total)
+        else:
+            lines(done, total)
 
+    try:
         choice = grafana.provide(settings, progress)
+    finally:
+        bar.stop()
     grafana.remember(settings, choice.grafana)
     console.print(escape(choice.sentence))
 

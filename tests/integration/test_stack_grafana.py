@@ -1,0 +1,105 @@
+"""Grafana or the evaluator under the real supervisor, beside a real Postgres.
+
+Grafana is a stand-in (tests/fixtures/grafana_standin.py): it answers as one, and evaluates nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops.database import connect
+from mlops.settings import Settings
+from mlops.stack import __main__ as command_line
+from mlops.stack import processes
+from mlops.stack.services import Service, services
+from tests.fixtures.grafana_standin import make_home
+from tests.fixtures.postgres import make_settings
+
+WATCHED = (
+    "INSERT INTO ops.alert_states (rule_uid, fingerprint, labels, state) VALUES"
+    " ('another', 'aa', '{}', 'firing');"
+    " INSERT INTO ops.alerts (fingerprint, starts_at, status, rule, body) VALUES"
+    " ('aa', now(), 'firing', 'Prediction drift', '{}'),"
+    " ('bb', now(), 'firing', 'Prediction drift', '{}')"
+)
+
+
+def few(settings: Settings) -> list[Service]:
+    names = ("postgres", "grafana", "evaluator")
+    return [each for each in services(settings) if each.name in names]
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
+    folder = Path(tempfile.mkdtemp(prefix="mlops-grafana-"))
+    home = make_home(folder / "opt")
+    found = make_settings(folder, grafana="auto", grafana_home=home, cache_dir=folder / "cache")
+    for name, value in found.environment().items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "")  # the command line sets them: undone afterwards
+    monkeypatch.setattr(command_line, "ensure_secrets", list)
+    monkeypatch.setattr(command_line, "services", few)
+    yield found
+    command_line.main(["down"])
+    assert processes.leftovers(found) == []
+    shutil.rmtree(folder)
+
+
+def running(settings: Settings) -> set[str]:
+    return {name for name, each in processes.states(settings).items() if each.pid}
+
+
+def test_grafana_runs_in_place_of_the_evaluator_until_it_is_switched_off(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLOPS_GRAFANA", "off")
+    assert command_line.main(["up"]) == 0
+    printed = capsys.readouterr().out
+    assert "Grafana: off (MLOPS_GRAFANA): the alert evaluator watches the rules\n" in printed
+    assert running(settings) == {"postgres", "evaluator"}
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute(WATCHED)  # aa is the evaluator's, bb is not
+    assert command_line.main(["down"]) == 0
+
+    monkeypatch.setenv("MLOPS_GRAFANA", "auto")
+    assert command_line.main(["check"]) == 0
+    assert command_line.main(["up"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Grafana: 12.4.2 of {settings.grafana_home} watches the rules\n" in printed
+    assert settings.grafana_url in printed
+    assert "MLOPS_GRAFANA_ADMIN_PASSWORD" in printed
+    assert running(settings) == {"postgres", "grafana"}
+    assert command_line.main(["status"]) == 0
+    status = capsys.readouterr().out
+    assert "grafana" in status
+    assert "evaluator" not in status
+
+    # What the evaluator has told is over: nobody else would ever say so.
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ops.alert_states")
+        assert cursor.fetchone() == (0,)
+        cursor.execute("SELECT fingerprint, status FROM ops.alerts ORDER BY fingerprint")
+        assert cursor.fetchall() == [("aa", "resolved"), ("bb", "firing")]
+
+    started = json.loads((settings.state_dir / "grafana" / "started.json").read_text())
+    assert started["arguments"][:3] == ["server", "--homepath", str(settings.grafana_home)]
+    assert started["environment"]["GF_SECURITY_ADMIN_PASSWORD"] == settings.secret(
+        "grafana_admin_password"
+    )
+    assert settings.secret("postgres_password") not in started["environment"].values()
+
+    # One that has gone since does not count: what runs goes on, and nothing is decided anew.
+    pid = processes.states(settings)["grafana"].pid
+    assert settings.grafana_home
+    settings.grafana_home.rename(settings.grafana_home.with_name("elsewhere"))
+    assert command_line.main(["up"]) == 0
+    assert "watches the rules" not in capsys.readouterr().out
+    assert processes.states(settings)["grafana"].pid == pid
