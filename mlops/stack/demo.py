@@ -1,7 +1,7 @@
 """The whole loop, once, on screen: `make demo`. It decides nothing that the loop decides.
 
-`python -m mlops.stack.demo` runs it on a stack that is up, as `make compose-demo` does in the container
-of Mage.
+`python -m mlops.stack.demo` runs it on a stack that is up, as `make compose-demo` does inside the
+container of Mage.
 
 It presses the buttons that a person presses (run a pipeline, play a month of traffic) and then only
 watches: the alert, the retrain and the new version have to come by themselves. Facts go to

@@ -1,0 +1,170 @@
+"""The stack in containers, for `make compose-up`, `compose-demo` and `compose-down`.
+
+    python3 docker/compose.py up [service ...]
+
+It needs Docker with compose v2 and no package. What it adds to `docker compose` itself: secrets in
+`.env`, a data file that lies anywhere, Grafana or the evaluator but not both, and the addresses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mlops.stack.secrets import ensure_secrets  # noqa: E402 - it needs no package either
+
+COMPOSE = ["docker", "compose", "--project-directory", str(ROOT)]
+REFUSED = 2
+WAIT_LIMIT_S = "600"
+
+LOGINS = {
+    "adminer": "system PostgreSQL, server postgres, user mlops, MLOPS_POSTGRES_PASSWORD in .env",
+    "grafana": "admin, MLOPS_GRAFANA_ADMIN_PASSWORD in .env",
+    "listener": "bearer token MLOPS_WEBHOOK_TOKEN in .env",
+    "mage": "{email}, MLOPS_MAGE_OWNER_PASSWORD in .env",
+    "postgres": "roles mlops, grafana, mlflow, predict; passwords in .env",
+}
+
+
+class ComposeError(Exception):
+    """What the user can mend, in one line."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, 2 for what the user can mend, else Docker's."""
+    parser = argparse.ArgumentParser(prog="docker/compose.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("up", "demo"):
+        command = commands.add_parser(name)
+        command.add_argument("services", nargs="*", help="start only these; default: all")
+    commands.add_parser("down")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "down":
+            return down()
+        return up(options.services) if options.command == "up" else demo(options.services)
+    except ComposeError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("interrupted; `docker compose ps` shows what runs", file=sys.stderr)
+        return 130
+
+
+def up(services: list[str]) -> int:
+    """Make secrets, build and start, wait until all are healthy, print the addresses."""
+    generated = ensure_secrets()
+    if generated:
+        print(f".env: {len(generated)} secrets generated (mode 600)")
+    configuration = configure()
+    provide_data(configuration)
+    wanted = services or choose_services(configuration)
+    # Two would post the same alert twice.
+    unwanted = {"grafana", "evaluator"} - set(wanted)
+    if len(unwanted) == 1:
+        run(["--profile", "evaluator", "rm", "--stop", "--force", *unwanted], quiet=True)
+    started = run(["up", "--detach", "--build", "--wait", "--wait-timeout", WAIT_LIMIT_S, *wanted])
+    if started:
+        run(
+            ["--profile", "evaluator", "ps", "--all", "--format", "table {{.Service}}\t{{.Status}}"]
+        )
+        print("a server's log: docker compose logs <service>", file=sys.stderr)
+        return started
+    show_addresses(configuration, wanted)
+    return 0
+
+
+def demo(services: list[str]) -> int:
+    """Start the stack and run the loop once, inside the container of Mage."""
+    began = time.time()
+    code = up(services)
+    if code:
+        return code
+    terminal = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
+    command = ["python", "-m", "mlops.stack.demo", "--started", f"{began:.1f}"]
+    return run(["exec", *terminal, "mage", *command, "--up", f"{time.time() - began:.1f}"])
+
+
+def down() -> int:
+    """Stop and remove the containers; volumes and images stay."""
+    if not (ROOT / ".env").exists():
+        print("nothing is set up, so nothing runs")
+        return 0
+    return run(["--profile", "evaluator", "down"])
+
+
+def configure() -> dict[str, Any]:
+    """Return docker-compose.yml as compose understands it, with .env and the environment."""
+    command = [*COMPOSE, "--profile", "evaluator", "config", "--format", "json"]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    except FileNotFoundError:
+        raise ComposeError("docker is not there: install Docker with compose v2") from None
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()
+        if "is not a docker command" in said or "unknown flag" in said:
+            raise ComposeError(
+                f"this docker has no compose v2 ({said.splitlines()[0]}): install it"
+            )
+        raise ComposeError(said)
+    return dict(json.loads(done.stdout))
+
+
+def choose_services(configuration: dict[str, Any]) -> list[str]:
+    """Return the services to start: all, with Grafana unless MLOPS_GRAFANA is off."""
+    watches = configuration["services"]["streamlit"]["environment"].get("MLOPS_GRAFANA") != "off"
+    return sorted(set(configuration["services"]) - {"evaluator" if watches else "grafana"})
+
+
+def provide_data(configuration: dict[str, Any]) -> None:
+    """See to it that the file that MLOPS_DATA names is mounted, wherever it lies.
+
+    Raises ComposeError if there is no such file, or if the containers' user may not read it.
+    """
+    folder = ROOT / "data"
+    folder.mkdir(exist_ok=True)  # Docker would make it, as root
+    data = (configuration["services"]["mage"]["environment"].get("MLOPS_DATA") or "").strip()
+    if not data or "://" in data or os.environ.get("MLOPS_DATA_MOUNT"):
+        return
+    path = ROOT / Path(data).expanduser()
+    if not path.is_file():
+        raise ComposeError(f"MLOPS_DATA: there is no file {path}")
+    if not path.stat().st_mode & 0o004:
+        raise ComposeError(
+            f"MLOPS_DATA: the containers run as a user of their own, who may not read {path}: "
+            f"chmod o+r {path}"
+        )
+    if folder not in path.parents or Path(data).is_absolute():
+        os.environ["MLOPS_DATA"] = os.environ["MLOPS_DATA_MOUNT"] = str(path.resolve())
+
+
+def show_addresses(configuration: dict[str, Any], services: list[str]) -> None:
+    """Print where each service is published, and who may log in."""
+    email = configuration["services"]["mage"]["environment"].get("MLOPS_MAGE_OWNER_EMAIL")
+    for name in services:
+        for port in configuration["services"][name].get("ports", []):
+            scheme = "" if name == "postgres" else "http://"
+            address = f"{scheme}{port['host_ip']}:{port['published']}"
+            login = LOGINS.get(name, "none (this machine only)")
+            print(f"{name:<10} {address:<24} {login.format(email=email or 'see .env.example')}")
+
+
+def run(arguments: list[str], quiet: bool = False) -> int:
+    """Run `docker compose` with `arguments`; return its exit code."""
+    output = subprocess.DEVNULL if quiet else None
+    return subprocess.run(
+        [*COMPOSE, *arguments], stdout=output, stderr=output, check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
