@@ -11,4 +11,5 @@ pytest_plugins = [
     "tests.fixtures.mlflow",
     "tests.fixtures.predict",
     "tests.fixtures.stack",
+    "tests.fixtures.grafana",
 ]
