@@ -3,14 +3,16 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint format check \
-	pictures ready
+.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
+	format check pictures ready compose-up compose-demo compose-down
 
 stack := .venv-services/bin/python -m mlops.stack
+# Any python3 will do, and no environment of this project is needed.
+compose := $(or $(PYTHON),python3) docker/compose.py
 export PYTHON
 
 help: ## Print this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Create both environments from the lock, and the secrets in .env
 	@scripts/bootstrap
@@ -51,6 +53,15 @@ restore: ready ## Fill an empty state from a backup: FOLDER=backups/2026-01-31T1
 demo: ## Set up, start, and run the whole loop once
 	@started=$$(date +%s) && scripts/bootstrap && \
 	$(stack) demo --started $$started --installed $$(date +%s)
+
+compose-up: ## Start every server as a container, and wait until all are healthy
+	@$(compose) up $(SERVICES)
+
+compose-demo: ## Start the containers, and run the whole loop once in them
+	@$(compose) demo $(SERVICES)
+
+compose-down: ## Stop the containers; the volumes keep everything
+	@$(compose) down
 
 simulate: ready ## Play a month of the file as live traffic: MONTH=2009-03
 	@test -n "$(MONTH)" || { echo "which month? make simulate MONTH=2009-03" >&2; exit 2; }

@@ -106,7 +106,7 @@ def configure() -> dict[str, Any]:
     """Return docker-compose.yml as compose understands it, with .env and the environment."""
     command = [*COMPOSE, "--profile", "evaluator", "config", "--format", "json"]
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except FileNotFoundError:
         raise ComposeError("docker is not there: install Docker with compose v2") from None
     if done.returncode:
@@ -132,8 +132,10 @@ def provide_data(configuration: dict[str, Any]) -> None:
     """
     folder = ROOT / "data"
     folder.mkdir(exist_ok=True)  # Docker would make it, as root
-    data = (configuration["services"]["mage"]["environment"].get("MLOPS_DATA") or "").strip()
-    if not data or "://" in data or os.environ.get("MLOPS_DATA_MOUNT"):
+    mage = configuration["services"]["mage"]
+    data = (mage["environment"].get("MLOPS_DATA") or "").strip()
+    mounted_elsewhere = all(volume["source"] != str(folder) for volume in mage["volumes"])
+    if not data or "://" in data or mounted_elsewhere:  # by MLOPS_DATA_MOUNT
         return
     path = ROOT / Path(data).expanduser()
     if not path.is_file():
