@@ -315,11 +315,11 @@ def show_table(panel: Panel, frame: pd.DataFrame, colours: charts.Palette, key: 
     st.dataframe(
         look,
         hide_index=True,
+        placeholder=next((each.no_value for each in styles.values() if each.no_value), "-"),
         height=tall if tall <= panels.height(panel) else panels.height(panel),
         column_config={
             column: st.column_config.Column(
                 panels.label(panel, column),
-                width=int(style.custom.width) if style.custom.width else None,
                 help=style.description,
             )
             for column, style in styles.items()
@@ -381,8 +381,7 @@ def show_page() -> None:
             st.warning(f"No dashboard lies in {DASHBOARDS_FOLDER}.", icon=":material/error:")
         return
     board = choose_dashboard(found)
-    if board.description:
-        st.caption(board.description)
+    st.caption(f"{board.description} Times are UTC.".strip())
     try:
         with Databases(settings) as databases:
             databases.open("mlops")  # if Postgres is away, one message says so, not every panel

@@ -239,8 +239,9 @@ def _duration(seconds: float, style: FieldStyle) -> str:
 def _time(time: datetime, unit: str, now: datetime | None) -> str:
     if unit == "dateTimeFromNow":
         seconds = ((now or datetime.now(timezone.utc)) - time).total_seconds()
-        told = _duration(float(round(abs(seconds))), FieldStyle()) if abs(seconds) >= 1 else ""
-        return f"{told} ago" if told and seconds > 0 else f"in {told}" if told else "now"
+        name, length = next((each for each in _DURATIONS if abs(seconds) >= each[1]), ("", 1))
+        told = f"{abs(seconds) // length:.0f} {name}"
+        return "now" if not name else f"{told} ago" if seconds > 0 else f"in {told}"
     if (time.hour, time.minute, time.second) == (0, 0, 0):
         return f"{time:%Y-%m-%d}"
     return f"{time:%Y-%m-%d %H:%M:%S}" if "Seconds" in unit else f"{time:%Y-%m-%d %H:%M}"
@@ -382,7 +383,7 @@ def bars(panel: Panel, frame: pd.DataFrame, colours: Palette) -> go.Figure:
     marks = [each for each in series if panel.field(each).custom.axis_placement == "hidden"]
     others = [each for each in series if each not in marks]
     right = [each for each in others if panel.field(each).custom.axis_placement == "right"]
-    few = len(categories) * (len(others) if stacking == "none" else 1) <= 24
+    few = len(categories) * (len(others) if stacking == "none" else 1) <= 16
     spare = dict(zip(series, series_colors(colours, len(series)), strict=True))
     for column in [*marks, *others]:
         style = panel.field(column)
@@ -459,7 +460,8 @@ def bars(panel: Panel, frame: pd.DataFrame, colours: Palette) -> go.Figure:
         figure.update_yaxes(autorange="reversed")
     else:
         turned = panel.options.get("xTickLabelRotation") or 0
-        figure.update_xaxes(tickangle=turned if len(categories) > 6 else 0)
+        # None leaves it to Plotly, which turns what would overlap.
+        figure.update_xaxes(tickangle=turned if turned and len(categories) > 6 else None)
     return figure
 
 
@@ -556,16 +558,18 @@ def lines(
     _finish(figure, panel, frame, [column for _, column, _, _ in series], colours, flat=False)
     for shade, moments in (marks or {}).items():
         for at, text in zip(moments["time"], moments["text"], strict=True):
-            figure.add_vline(
+            tone = color(shade, colours)
+            line = {"color": tone, "width": 1.2, "dash": "dot"}
+            figure.add_vline(x=at.timestamp() * 1000, line=line)
+            figure.add_annotation(  # its words on hover, as in Grafana: marks may stand close
                 x=at.timestamp() * 1000,
-                line={"color": color(shade, colours), "width": 1.2, "dash": "dot"},
-                annotation={
-                    "text": _escaped(str(text)),
-                    "font": {"size": 11, "color": color(shade, colours)},
-                    "textangle": 0,
-                    "xanchor": "left",
-                    "yanchor": "top",
-                },
+                y=1,
+                yref="paper",
+                yanchor="middle",
+                text="▼",
+                hovertext=f"{at:%d %b %H:%M}: {_escaped(str(text))}",
+                showarrow=False,
+                font={"size": 11, "color": tone},
             )
     figure.update_xaxes(
         type="date", range=list(span) if span else None, showgrid=False, fixedrange=True
@@ -669,7 +673,7 @@ def _finish(
     figure.update_layout(
         height=height(panel),
         margin={"l": 8, "r": 44 if limits and not (flat or taken) else 12, "t": 8, "b": 8},
-        showlegend=bool(wanted) and len(figure.data) > 1,
+        showlegend=bool(wanted) and (len(figure.data) > 1 or panel.type == "timeseries"),
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
         hoverlabel={"namelength": -1},
     )

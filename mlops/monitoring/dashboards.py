@@ -181,7 +181,6 @@ class _LineStyle(_Part):
 
 class _HideFrom(_Part):
     viz: bool = False
-    legend: bool = False
 
 
 class _CellOptions(_Part):
@@ -203,7 +202,6 @@ class Custom(_Part):
     hide_from: _HideFrom = _HideFrom()
     hidden: bool = False
     cell_options: _CellOptions = _CellOptions()
-    width: float | None = None
     axis_label: str = ""
     axis_placement: str = "auto"
     axis_soft_min: float | None = None
