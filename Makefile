@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
-	format check pictures ready compose-up compose-demo compose-down
+	format check pictures ready compose-up compose-demo compose-down compose-test
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -89,3 +89,6 @@ format: setup-dev ## Format the code, and fix what lint can fix itself
 
 test: lint ## Install the test tools, lint, and run all tests
 	.venv/bin/python -m pytest
+
+compose-test: setup-dev ## Try the containers, and break them; REQUIRED=1 fails where it would skip
+	.venv/bin/python -m pytest tests/compose -s $(if $(REQUIRED),--required)
