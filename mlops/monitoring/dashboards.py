@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 import psycopg2
 from psycopg2.extensions import connection as Connection
-from psycopg2.extensions import quote_ident
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
@@ -751,21 +750,21 @@ def _read(connection: Connection, sql: str, subject: str) -> pd.DataFrame:
 
     So no more rows than the limit come over, and the transaction outlives a query that fails.
     """
-    with connection.cursor() as cursor:
-        cursor.execute("SAVEPOINT panel")
-        try:
-            name = quote_ident("panel rows", cursor)
-            statement = sql.strip().rstrip(";")
-            cursor.execute(f"DECLARE {name} NO SCROLL CURSOR FOR {statement}")
-            cursor.execute(f"FETCH {ROW_LIMIT + 1} FROM {name}")
-            columns = list(cursor.description or [])
-            rows = cursor.fetchall()
-        except psycopg2.Error as error:
-            if connection.closed:
-                raise PanelQueryError(subject, "Postgres has gone away") from error
-            cursor.execute("ROLLBACK TO SAVEPOINT panel")
-            raise PanelQueryError(subject, _reason(error)) from error
-        cursor.execute("ROLLBACK TO SAVEPOINT panel")  # closes the cursor as well
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SAVEPOINT panel")
+            try:
+                # The transaction's only cursor: closed by what undoes the savepoint.
+                cursor.execute(f"DECLARE panel_rows NO SCROLL CURSOR FOR {sql.strip().rstrip(';')}")
+                cursor.execute(f"FETCH {ROW_LIMIT + 1} FROM panel_rows")
+                columns = list(cursor.description or [])
+                rows = cursor.fetchall()
+            finally:
+                if not connection.closed:
+                    cursor.execute("ROLLBACK TO SAVEPOINT panel")
+    except psycopg2.Error as error:
+        reason = "Postgres has gone away" if connection.closed else _reason(error)
+        raise PanelQueryError(subject, reason) from error
     frame = pd.DataFrame(
         {
             place: _series([row[place] for row in rows[:ROW_LIMIT]], column)
