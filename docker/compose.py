@@ -90,7 +90,9 @@ def demo(services: list[str]) -> int:
     if code:
         return code
     terminal = [] if sys.stdin.isatty() and sys.stdout.isatty() else ["--no-TTY"]
-    command = ["python", "-m", "mlops.stack.demo", "--started", f"{began:.1f}"]
+    # Of libraries, about one another: not for who watches the demo.
+    quiet = ["-W", "ignore::UserWarning"]
+    command = ["python", *quiet, "-m", "mlops.stack.demo", "--started", f"{began:.1f}"]
     return run(["exec", *terminal, "mage", *command, "--up", f"{time.time() - began:.1f}"])
 
 
