@@ -294,6 +294,9 @@ class _Deciding:
                 now = f"version {production} is" if production else "no version is"
                 reason = f"version {alert.version} is not in production any more, {now}"
                 decisions.append(self._handle(alert, "superseded", reason))
+            elif (answered := self._answer_to_another_watcher(alert)) is not None:
+                reason = "was told before, by another watcher"
+                decisions.append(self._handle(alert, "joined", reason, answered))
             else:
                 candidates.append(alert)
         decisions += self._start(candidates)
@@ -411,6 +414,35 @@ class _Deciding:
         self.connection.commit()
         at_work = row is not None and (row[1] is not None or row[0] not in (None, "failed"))
         return alert.retrain if at_work else None
+
+    def _answer_to_another_watcher(self, alert: _Waiting) -> str | None:
+        """Return the retrain that has answered this very drift already, if any.
+
+        Grafana and the evaluator make a fingerprint of the same labels in different ways, so where
+        one takes over from the other, an alert that goes on comes again under another fingerprint.
+        Only its first episode there is the one that was going on, and only a month's drift is known
+        to be the same.
+        """
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT told.retrain FROM ops.alerts AS again"
+                " JOIN ops.alerts AS told ON told.rule = again.rule"
+                " AND told.fingerprint <> again.fingerprint"
+                " AND told.body->'labels' = again.body->'labels'"
+                " JOIN ops.retrains AS answer ON answer.id = told.retrain"
+                " AND answer.card = %s AND answer.outcome IS DISTINCT FROM 'failed'"
+                " WHERE again.fingerprint = %s AND again.starts_at = %s"
+                " AND again.body->'labels' ? 'period'"
+                " AND again.received_at > told.handled_at"
+                " AND NOT EXISTS (SELECT 1 FROM ops.alerts AS before"
+                "                 WHERE before.fingerprint = again.fingerprint"
+                "                 AND before.starts_at < again.starts_at)"
+                " ORDER BY answer.started_at DESC LIMIT 1",
+                (self.card.name, alert.fingerprint, alert.starts_at),
+            )
+            row = cursor.fetchone()
+        self.connection.commit()
+        return str(row[0]) if row else None
 
     def _reserve(self, alert: _Waiting) -> str:
         """Return the id for the alert's retrain, noted on the alert before it is used.

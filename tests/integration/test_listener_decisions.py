@@ -405,6 +405,33 @@ def test_two_deciders_at_once_start_one_retrain(
     assert len(mage.started) == 1
 
 
+def test_an_alert_that_another_watcher_tells_again_is_answered_already(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    # Grafana and the evaluator make different fingerprints of the same labels.
+    notify(connection, "a1")
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    close_retrain(connection, mage.started[0]["retrain_id"], "kept_champion", "not better")
+    notify(connection, "99", starts_at="2026-01-02T00:00:00Z")
+    notify(connection, "98", starts_at="2026-01-02T00:00:00Z", period="2009-04")
+    assert decide(connection, card, mage, settings) == [("99", "joined"), ("98", "retrain")]
+    close_retrain(connection, mage.started[1]["retrain_id"], "kept_champion", "not better")
+    # From then on it is that watcher's: a new episode is a new alert.
+    notify(connection, "99", starts_at="2026-01-03T00:00:00Z")
+    assert decide(connection, card, mage, settings) == [("99", "retrain")]
+
+
+def test_a_failed_answer_to_another_watcher_is_none(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    notify(connection, "a1")
+    decide(connection, card, mage, settings)
+    close_retrain(connection, mage.started[0]["retrain_id"], "failed", "no reason")
+    notify(connection, "a1", status="resolved")
+    notify(connection, "99", starts_at="2026-01-02T00:00:00Z")
+    assert decide(connection, card, mage, settings) == [("99", "retrain")]
+
+
 def test_an_alert_without_a_version_label_is_the_champions(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:

@@ -13,6 +13,7 @@ import tarfile
 import threading
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,17 @@ def test_an_interrupted_unpacking_leaves_nothing_half_there(
     assert find(settings).grafana is None
     assert provide(settings).grafana is not None
     assert len(in_cache(settings)) == 1
+
+
+def test_stacks_of_two_clones_download_once(
+    tmp_path: Path, server: _Server, pinned: Archive
+) -> None:
+    settings = auto(tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(provide, [settings, settings])
+    assert first == second
+    assert first.grafana is not None
+    assert server.requests == 1
 
 
 def test_a_damaged_cache_is_downloaded_anew(
