@@ -223,6 +223,15 @@ def test_a_new_version_is_marked_on_its_first_month_only(panel_databases: PanelD
     assert list(frame["AUC at validation"]) == [0.65, 0.76, 0.76, 0.7]
 
 
+def test_expected_and_actual_are_shares_of_the_labelled_rows(
+    panel_databases: PanelDatabases,
+) -> None:
+    frame = rows(panel_databases.filled, "Expected and actual positives")
+    assert list(frame["Month"]) == ["2009-03 · v2", "2009-05 · v9"], "2009-07 has no labels"
+    for name in ("Expected (mean score)", "Actual"):
+        assert all(0 < share < 1 for share in frame[name])
+
+
 def test_the_first_row_is_about_the_version_in_production(panel_databases: PanelDatabases) -> None:
     filled = panel_databases.filled
     production = rows(filled, "In production").iloc[0]

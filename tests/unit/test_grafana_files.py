@@ -438,8 +438,8 @@ def test_variables_offer_all_and_are_asked_anew_with_each_refresh() -> None:
 
 def test_data_sources_are_the_three_databases_as_the_reading_role() -> None:
     content = read_yaml("datasources/postgres.yaml")
-    assert set(content) == {"apiVersion", "prune", "datasources"}
-    assert (content["apiVersion"], content["prune"]) == (1, True)
+    assert set(content) <= {"apiVersion", "datasources", "deleteDatasources"}
+    assert content["apiVersion"] == 1
     sources = content["datasources"]
     assert [source["uid"] for source in sources] == ["mlops", "mlflow", "mage"]
     for source in sources:
