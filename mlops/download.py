@@ -17,6 +17,8 @@ Progress = Callable[[int, int | None], None]
 
 _TIMEOUTS = (5, 30)  # seconds to connect, and between two pieces
 _PIECE = 1 << 16
+# Packed on the way and unpacked again, an archive would come without its own packing.
+_HEADERS = {"Accept-Encoding": "identity"}
 
 
 class UnreachableError(Exception):
@@ -34,7 +36,7 @@ def download(url: str, file: IO[bytes], most_bytes: int, progress: Progress | No
     """
     digest = hashlib.sha256()
     try:
-        with requests.get(url, stream=True, timeout=_TIMEOUTS) as response:
+        with requests.get(url, headers=_HEADERS, stream=True, timeout=_TIMEOUTS) as response:
             if response.status_code != requests.codes.ok:
                 raise UnreachableError(
                     f"the server answered {response.status_code} {response.reason}"
