@@ -359,7 +359,7 @@ def test_a_drawn_threshold_is_that_of_the_settings_and_can_be_seen(
 
 def test_the_latest_drift_is_judged_as_the_alert_rule_does() -> None:
     settings = Settings(_env_file=None)
-    panel = panel_of("model_monitoring", "Drift of the latest month")
+    panel = panel_of("model_monitoring", "Drift, latest month")
     environment = {"MLOPS_LISTENER_URL": "http://127.0.0.1:1", "MLOPS_WEBHOOK_TOKEN": "x"}
     (rule,) = load_provisioning(environment).rules
     assert limits(panel) == [rule.threshold] == [settings.prediction_drift_threshold]
