@@ -146,7 +146,7 @@ def provide(settings: Settings, progress: Progress | None = None) -> Choice:
     name = platform_name()
     archive = PINNED.get(name)
     if archive is None:
-        reason = f"none is here, and no archive is pinned for {name} (set MLOPS_GRAFANA_HOME)"
+        reason = f"no archive is pinned for {name} (MLOPS_GRAFANA_HOME may name another)"
         return Choice(None, (*choice.reasons, reason))
     try:
         _fetch(archive, _cached(settings, archive), progress)
@@ -291,13 +291,11 @@ def _download(archive: Archive, path: Path, progress: Progress | None) -> None:
         with path.open("wb") as file:
             found = download(archive.url, file, MOST_BYTES, progress)
     except (UnreachableError, TooBigError) as error:
-        raise _UnusableError(
-            f"none is here, and {archive.version} cannot be downloaded, {error}"
-        ) from error
+        raise _UnusableError(f"{archive.version} cannot be downloaded ({error})") from error
     if found != archive.sha256:
         raise _UnusableError(
             f"{archive.url} has the sha256 {found[:12]}…, expected {archive.sha256[:12]}…, and is "
-            "not used"
+            "not used (MLOPS_GRAFANA=off downloads no more)"
         )
 
 

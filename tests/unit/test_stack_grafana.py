@@ -251,8 +251,8 @@ def test_without_internet_one_line_says_that_the_evaluator_watches(
     monkeypatch.setattr(grafana, "PINNED", {grafana.platform_name(): archive})
     settings = auto(tmp_path)
     assert provide(settings).sentence == (
-        "Grafana: none is here, and 12.4.2 cannot be downloaded, 127.0.0.1 cannot be reached from "
-        "here: the alert evaluator watches the rules"
+        "Grafana: 12.4.2 cannot be downloaded (127.0.0.1 cannot be reached from here): "
+        "the alert evaluator watches the rules"
     )
     assert in_cache(settings) == []
 
