@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from mlops.stack.secrets import ensure_secrets  # noqa: E402 - it needs no package either
 
-COMPOSE = ["docker", "compose", "--project-directory", str(ROOT)]
+COMPOSE = ["docker", "compose"]
 REFUSED = 2
 WAIT_LIMIT_S = "600"
 
@@ -108,7 +108,7 @@ def configure() -> dict[str, Any]:
     """Return docker-compose.yml as compose understands it, with .env and the environment."""
     command = [*COMPOSE, "--profile", "evaluator", "config", "--format", "json"]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     except FileNotFoundError:
         raise ComposeError("docker is not there: install Docker with compose v2") from None
     if done.returncode:
@@ -166,7 +166,7 @@ def run(arguments: list[str], quiet: bool = False) -> int:
     """Run `docker compose` with `arguments`; return its exit code."""
     output = subprocess.DEVNULL if quiet else None
     return subprocess.run(
-        [*COMPOSE, *arguments], stdout=output, stderr=output, check=False
+        [*COMPOSE, *arguments], cwd=ROOT, stdout=output, stderr=output, check=False
     ).returncode
 
 

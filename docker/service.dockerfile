@@ -18,7 +18,11 @@ ARG ENVIRONMENT=.venv-services
 RUN --mount=type=cache,target=/root/.cache/uv \
     UV_PROJECT_ENVIRONMENT=/srv/mlops/$ENVIRONMENT UV_PYTHON=python3 UV_PYTHON_DOWNLOADS=never \
     UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 UV_NO_PROGRESS=1 \
-    uv sync --frozen --no-default-groups --group "$GROUP"
+    uv sync --frozen --no-default-groups --group "$GROUP" \
+    # Their own test suites, which nothing imports, are up to a tenth of the image.
+    && cd "$ENVIRONMENT"/lib/python3*/site-packages \
+    && find . -type d -name tests -prune -regextype posix-extended \
+    -regex '\./(numpy|pandas|pyarrow|scipy|sklearn|statsmodels)/(.*/)?tests' -exec rm -r {} +
 
 
 FROM python:3.11-slim-bookworm
