@@ -45,6 +45,22 @@ def take_models(page: Page, settings: Settings) -> None:
     page.screenshot(path=IMAGES / "streamlit-models.png")
 
 
+def take_monitoring(page: Page, settings: Settings) -> None:
+    page.set_viewport_size({"width": 1440, "height": 3500})
+    page.goto(f"{settings.streamlit_url}/monitoring")
+    page.get_by_role("heading", name="Who asks?").wait_for(timeout=60_000)
+    page.wait_for_selector("[data-testid=stSkeleton]", state="detached", timeout=60_000)
+    _settle(page)
+    # As long as what it shows: it grows with the alerts that fire.
+    bottom = page.locator("[class*='st-key-band-']").last.bounding_box()
+    assert bottom is not None
+    tall = int(bottom["y"] + bottom["height"]) + 32
+    page.screenshot(
+        path=IMAGES / "streamlit-monitoring.png",
+        clip={"x": 0, "y": 0, "width": 1440, "height": min(tall, 3500)},
+    )
+
+
 def take_mage(page: Page, settings: Settings) -> None:
     page.goto(f"{settings.mage_url}/sign-in")
     page.get_by_placeholder("Email").fill(settings.mage_owner_email)
@@ -90,7 +106,7 @@ def main() -> int:
     settings = get_settings()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
-        for take in (take_try_it, take_models, take_mage, take_mlflow):
+        for take in (take_try_it, take_models, take_monitoring, take_mage, take_mlflow):
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             take(page, settings)
             page.close()

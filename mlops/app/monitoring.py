@@ -19,11 +19,10 @@ import psycopg2
 import streamlit as st
 from psycopg2.extensions import connection as Connection
 
-from mlops.alerting.heartbeat import OLDEST_S, heartbeat_path
 from mlops.alerting.rules import UnsupportedRuleError
 from mlops.app import charts, panels
 from mlops.app.elsewhere import grafana_address
-from mlops.app.rule_states import RuleState, read_rule_states
+from mlops.app.rule_states import RuleState, evaluator_watches, read_rule_states
 from mlops.database import connect
 from mlops.monitoring.dashboards import (
     DASHBOARDS_FOLDER,
@@ -332,22 +331,15 @@ def show_rules(connection: Connection, colours: charts.Palette) -> None:
     """Show the defined alert rules and how they stand, and where Grafana shows more."""
     settings = get_settings()
     grafana = grafana_address(settings)
-    watches = evaluator_watches(settings)
+    watches = evaluator_watches(connection, settings)
     for rule in read_rule_states(connection, watches):
         show_rule(rule, colours)
     if grafana is not None:
         st.markdown(f"[All states, in Grafana]({grafana}/alerting/list)")
     elif not watches:
-        st.caption("Nobody watches the rules now: `make up` starts who does.")
-
-
-def evaluator_watches(settings: Settings) -> bool:
-    """Return whether the evaluator has looked at the rules lately."""
-    try:
-        changed = heartbeat_path(settings).stat().st_mtime
-    except OSError:
-        return False
-    return pd.Timestamp.now().timestamp() - changed < OLDEST_S
+        st.caption(
+            "No sign of Grafana or the evaluator; these alerts came last. `make up` starts it."
+        )
 
 
 def show_rule(rule: RuleState, colours: charts.Palette) -> None:

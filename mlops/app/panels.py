@@ -198,8 +198,8 @@ def formatted(value: Any, style: FieldStyle, now: datetime | None = None) -> str
     if unit in {"bytes", "decbytes"}:
         step = 1024 if unit == "bytes" else 1000
         power = min(int(math.log(abs(number), step)), 4) if abs(number) >= 1 else 0
-        name = ("B", "KiB", "MiB", "GiB", "TiB") if step == 1024 else ("B", "kB", "MB", "GB", "TB")
-        return f"{_digits(number / step**power, style.decimals)} {name[power]}"
+        names = ("B", "KiB", "MiB", "GiB", "TiB") if step == 1024 else ("B", "kB", "MB", "GB", "TB")
+        return f"{_digits(number / step**power, style.decimals)} {names[power]}"
     if unit.startswith("prefix:"):
         return f"{unit[7:]}{_digits(number, style.decimals)}"
     if unit.startswith("suffix:"):
@@ -364,7 +364,7 @@ def bars(panel: Panel, frame: pd.DataFrame, colours: Palette) -> go.Figure:
 
     Raises PanelError if the rows have no category or no number.
     """
-    category = panel.options.get("xField") or next(iter(frame.columns), None)
+    category = str(panel.options.get("xField") or next(iter(frame.columns), ""))
     if category not in frame:
         raise PanelError(f"the query returns no column {category!r} for the categories")
     series = [

@@ -6,14 +6,17 @@ state (`ops.alert_states`); Grafana keeps its own, and what it posted stands in 
 
 from __future__ import annotations
 
+import json
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import RealDictCursor
 
+from mlops.alerting.heartbeat import OLDEST_S, heartbeat_path
 from mlops.alerting.rules import (
     RULES_FOLDER,
     UnsupportedRuleError,
@@ -21,9 +24,20 @@ from mlops.alerting.rules import (
     load_titles,
 )
 from mlops.app.history import labels_in_words
+from mlops.monitoring.dashboards import read_rows
+from mlops.settings import Settings
 
-#: Alerts that are named at most, the latest first.
-LIMIT = 20
+# The latest twenty: a list is not an archive.
+EVALUATED = (
+    "SELECT rule_uid AS rule, labels, state, value, coalesce(fired_at, active_at) AS at"
+    " FROM ops.alert_states WHERE state IN ('pending', 'firing')"
+    " ORDER BY at DESC LIMIT 20"
+)
+RECEIVED = (
+    "SELECT rule, body -> 'labels' AS labels, status AS state, NULL::float8 AS value,"
+    " starts_at AS at FROM ops.alerts WHERE status = 'firing'"
+    " ORDER BY starts_at DESC LIMIT 20"
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +60,54 @@ class RuleState:
     alerts: tuple[Alert, ...]
 
 
+def evaluator_watches(connection: Connection, settings: Settings) -> bool:
+    """Return whether the evaluator has looked at the rules lately.
+
+    Its heartbeat says so, and where that lies in another container, the states that it keeps.
+    """
+    with suppress(OSError):
+        if time.time() - heartbeat_path(settings).stat().st_mtime < OLDEST_S:
+            return True
+    latest = read_rows(
+        connection, "SELECT max(evaluated_at) AS at FROM ops.alert_states", "alert states"
+    )["at"].iloc[0]
+    return bool(pd.notna(latest) and time.time() - latest.timestamp() < OLDEST_S)
+
+
 def read_rule_states(
     connection: Connection, evaluator_watches: bool, folder: Path = RULES_FOLDER
 ) -> list[RuleState]:
     """Return all rules of `folder`, with the states that the evaluator or the listener noted.
 
-    Raises UnsupportedRuleError, naming the file, if the rules cannot be read.
+    Raises UnsupportedRuleError, naming the file, if the rules cannot be read, and PanelQueryError.
     """
-    known: dict[str, tuple[str, str]]
+    known = _defined(folder)
+    frame = read_rows(connection, EVALUATED if evaluator_watches else RECEIVED, "alert states")
+    rows = frame.to_dict("records")
+    states = []
+    for uid, (title, condition) in known.items():
+        alerts = tuple(
+            Alert(
+                labels_in_words(json.loads(row["labels"] or "{}")),
+                row["state"],
+                None if pd.isna(row["value"]) else row["value"],
+                None if pd.isna(row["at"]) else row["at"],
+            )
+            for row in rows
+            if row["rule"] in (uid, title)
+        )
+        worst = {alert.state for alert in alerts}
+        state = next((each for each in ("firing", "pending") if each in worst), "normal")
+        states.append(RuleState(title, condition, state, alerts))
+    return states
+
+
+def _defined(folder: Path) -> dict[str, tuple[str, str]]:
+    """Return title and condition of each rule, by its uid."""
     try:
         # Contact points are not shown, so what they name may be anything.
         names = dict.fromkeys(("MLOPS_LISTENER_URL", "MLOPS_WEBHOOK_TOKEN"), "")
-        known = {
+        return {
             rule.uid: (
                 rule.title,
                 f"{'above' if rule.comparison == 'gt' else 'below'} {rule.threshold:g}"
@@ -67,31 +117,4 @@ def read_rule_states(
         }
     except UnsupportedRuleError:
         # Rules that only Grafana evaluates: their titles are known all the same.
-        known = {title: (title, "") for title in sorted(load_titles(folder))}
-    with connection.cursor(cursor_factory=RealDictCursor) as cursor:
-        if evaluator_watches:
-            cursor.execute(
-                "SELECT rule_uid AS rule, labels, state, value, coalesce(fired_at, active_at) AS at"
-                " FROM ops.alert_states WHERE state IN ('pending', 'firing')"
-                " ORDER BY 5 DESC LIMIT %s",
-                (LIMIT,),
-            )
-        else:
-            cursor.execute(
-                "SELECT rule, body -> 'labels' AS labels, status AS state, NULL AS value,"
-                " starts_at AS at FROM ops.alerts WHERE status = 'firing'"
-                " ORDER BY starts_at DESC LIMIT %s",
-                (LIMIT,),
-            )
-        rows: list[dict[str, Any]] = [dict(row) for row in cursor.fetchall()]
-    states = []
-    for uid, (title, condition) in known.items():
-        alerts = tuple(
-            Alert(labels_in_words(row["labels"]), row["state"], row["value"], row["at"])
-            for row in rows
-            if row["rule"] in (uid, title)
-        )
-        worst = {alert.state for alert in alerts}
-        state = next((each for each in ("firing", "pending") if each in worst), "normal")
-        states.append(RuleState(title, condition, state, alerts))
-    return states
+        return {title: (title, "") for title in sorted(load_titles(folder))}

@@ -424,7 +424,7 @@ def variable_options(
     """
     # A query of options looks at no span: it is asked anew only when a person comes.
     sql = _expand(variable.sql, choices or {}, Span.last(timedelta(hours=1)))
-    frame = _read(connection, sql, f"options of {variable.name}")
+    frame = read_rows(connection, sql, f"options of {variable.name}")
     if frame.empty:
         return []
     values = frame["__value"] if "__value" in frame else frame.iloc[:, 0]
@@ -452,12 +452,12 @@ def read_panel(connection: Connection, panel: Panel, choices: Choices, span: Spa
     Numbers are numbers, times are UTC (also an epoch in a column `time`), anything else is text as
     Postgres gives it. The connection can be used on after an error. Raises PanelQueryError.
     """
-    return _read(connection, panel_sql(panel, choices, span), f"panel {panel.title!r}")
+    return read_rows(connection, panel_sql(panel, choices, span), f"panel {panel.title!r}")
 
 
 def read_annotation(connection: Connection, annotation: Annotation, span: Span) -> pd.DataFrame:
     """Return the marks, `time` and `text`, within `span`. Raises PanelQueryError."""
-    frame = _read(connection, _expand(annotation.sql, {}, span), f"marks {annotation.name!r}")
+    frame = read_rows(connection, _expand(annotation.sql, {}, span), f"marks {annotation.name!r}")
     if "time" not in frame:
         raise PanelQueryError(f"marks {annotation.name!r}", "the query returns no column time")
     return frame.assign(text=frame.get("text", annotation.name))
@@ -745,10 +745,12 @@ def _rfc3339(time: datetime) -> str:
 _TIMES = {1082, 1114, 1184}  # date, timestamp, timestamptz
 
 
-def _read(connection: Connection, sql: str, subject: str) -> pd.DataFrame:
-    """Run one query in a savepoint of its own, through a cursor of the server's.
+def read_rows(connection: Connection, sql: str, subject: str) -> pd.DataFrame:
+    """Return the rows of `sql`, at most `ROW_LIMIT`; see `read_panel` for what they hold.
 
-    So no more rows than the limit come over, and the transaction outlives a query that fails.
+    It runs in a savepoint of its own, through a cursor of the server's: no more rows than the limit
+    come over, and the transaction outlives a query that fails. Raises PanelQueryError, naming
+    `subject`.
     """
     try:
         with connection.cursor() as cursor:

@@ -1,0 +1,92 @@
+"""The alert list of the app: rules of the files, states of whoever watches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from mlops.alerting.heartbeat import beat, heartbeat_path
+from mlops.alerting.rules import RULES_FOLDER, UnsupportedRuleError
+from mlops.app.rule_states import evaluator_watches, read_rule_states
+from mlops.database import connect
+from mlops.settings import Settings
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+LABELS = {"alertname": "Prediction drift", "model_version": "1", "period": "2009-04"}
+
+
+def write_states(settings: Settings) -> None:
+    """Write one alert as the evaluator notes it, and another as the listener got it."""
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ops.alert_states (rule_uid, fingerprint, labels, state, value, active_at)"
+            " VALUES ('prediction_drift', 'a', %s, 'pending', 0.23, %s),"
+            " ('prediction_drift', 'b', '{}', 'normal', 0.01, NULL)",
+            (json.dumps(LABELS), NOON),
+        )
+        cursor.execute(
+            "INSERT INTO ops.alerts (fingerprint, starts_at, status, rule, body)"
+            " VALUES ('a', %s, 'firing', 'Prediction drift', %s),"
+            " ('b', %s, 'resolved', 'Prediction drift', '{}'),"
+            " ('c', %s, 'firing', 'TestAlert', '{}')",
+            (NOON, json.dumps({"labels": LABELS}), NOON, NOON),
+        )
+
+
+def test_states_are_those_of_whoever_watches(database: Settings) -> None:
+    write_states(database)
+    with connect(role="grafana", settings=database) as connection:
+        (evaluated,) = read_rule_states(connection, evaluator_watches=True)
+        (received,) = read_rule_states(connection, evaluator_watches=False)
+    assert (evaluated.title, evaluated.condition) == ("Prediction drift", "above 0.1 for 10 s")
+    assert evaluated.state == "pending"
+    (alert,) = evaluated.alerts
+    assert (alert.labels, alert.state, alert.value, alert.since) == (
+        "period 2009-04, model version 1",
+        "pending",
+        0.23,
+        NOON,
+    )
+    assert received.state == "firing"
+    assert [(alert.state, alert.value) for alert in received.alerts] == [("firing", None)]
+
+
+def test_the_evaluator_watches_where_its_heartbeat_or_its_states_are_fresh(
+    database: Settings,
+) -> None:
+    with connect(settings=database) as connection:
+        assert not evaluator_watches(connection, database)
+        database.state_dir.mkdir()
+        beat(database, [])
+        assert evaluator_watches(connection, database)
+        heartbeat_path(database).unlink()
+    write_states(database)
+    with connect(settings=database) as connection, connection.cursor() as cursor:
+        assert evaluator_watches(connection, database)
+        cursor.execute("UPDATE ops.alert_states SET evaluated_at = now() - interval '1 minute'")
+        assert not evaluator_watches(connection, database)
+
+
+def test_a_rule_without_an_alert_is_normal(database: Settings) -> None:
+    with connect(role="grafana", settings=database) as connection:
+        (rule,) = read_rule_states(connection, evaluator_watches=True)
+    assert (rule.state, rule.alerts) == ("normal", ())
+
+
+def test_rules_that_only_grafana_evaluates_are_listed_by_title(
+    database: Settings, tmp_path: Path
+) -> None:
+    write_states(database)
+    folder = shutil.copytree(RULES_FOLDER, tmp_path / "rules")
+    path = folder / "prediction_drift.yaml"
+    path.write_text(path.read_text().replace("reducer: last", "reducer: mean"))
+    with connect(role="grafana", settings=database) as connection:
+        (rule,) = read_rule_states(connection, evaluator_watches=False, folder=folder)
+        assert (rule.title, rule.condition, rule.state) == ("Prediction drift", "", "firing")
+        path.write_text("groups: [{rules: 1}]")
+        with pytest.raises(UnsupportedRuleError, match="prediction_drift"):
+            read_rule_states(connection, evaluator_watches=False, folder=folder)
