@@ -420,7 +420,7 @@ def _choose_watcher(settings: Settings) -> None:
     lines = progress_lines(lambda line: console.print(f"Grafana: {line}"))
 
     def progress(done: int, total: int | None) -> None:
-        if console.is_terminal:
+        if console.is_interactive:
             bar.start()  # now: mostly there is nothing to download, and nothing is shown
             bar.update(task, completed=done, total=total)
         else:
@@ -429,7 +429,8 @@ def _choose_watcher(settings: Settings) -> None:
     try:
         choice = grafana.provide(settings, progress)
     finally:
-        bar.stop()
+        if console.is_interactive:
+            bar.stop()
     grafana.remember(settings, choice.grafana)
     console.print(escape(choice.sentence))
 
