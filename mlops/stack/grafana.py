@@ -192,7 +192,7 @@ def _programs(settings: Settings) -> Iterator[Path]:
     if on_path is not None:
         yield Path(on_path).absolute()
     archive = PINNED.get(platform_name())
-    if archive is not None and _cached(settings, archive).is_dir():
+    if archive is not None and os.access(_cached(settings, archive), os.F_OK):
         yield _cached(settings, archive) / "bin" / "grafana"
 
 
@@ -217,7 +217,8 @@ def _inspect(program: Path) -> Grafana:
 
 
 def _runs(program: Path) -> bool:
-    return program.is_file() and os.access(program, os.X_OK)
+    # Asked first: before Python 3.12, is_file raises where a folder above is closed to this user.
+    return os.access(program, os.X_OK) and program.is_file()
 
 
 def _home_of(program: Path) -> Path | None:
@@ -233,7 +234,8 @@ def _home_of(program: Path) -> Path | None:
 
 
 def _is_home(folder: Path) -> bool:
-    return (folder / "conf" / "defaults.ini").is_file() and (folder / "public").is_dir()
+    needed = (folder / "conf" / "defaults.ini", folder / "public")
+    return all(os.access(each, os.R_OK) for each in needed)
 
 
 def _version_of(program: Path) -> re.Match[str] | None:

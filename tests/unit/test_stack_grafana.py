@@ -7,6 +7,7 @@ tests/fixtures/grafana_standin.py), and archives are downloaded from a server of
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import tarfile
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mlops.settings import ROOT, Settings, secret_names
 from mlops.stack import checks, grafana
@@ -316,6 +318,24 @@ def test_pins_are_official_archives_of_a_version_that_the_files_are_written_for(
             rf"/grafana_{re.escape(archive.version)}_\d+_{name}\.tar\.gz",
             archive.url,
         )
+
+
+def test_compose_runs_the_same_version() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert compose["services"]["grafana"]["image"] == (
+        f"grafana/grafana:{PINS['linux_amd64'].version}"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root looks everywhere")
+def test_a_folder_that_this_user_may_not_look_into_is_no_error(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    home = make_home(closed / "opt")
+    closed.chmod(0)
+    try:
+        assert "there is no program" in find(auto(tmp_path, grafana_home=home)).sentence
+    finally:
+        closed.chmod(0o700)
 
 
 def named(settings: Settings) -> dict[str, Service]:
