@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     mlflow_db_password: SecretStr | None = Field(None, description="Role mlflow, its database.")
     predict_db_password: SecretStr | None = Field(None, description="Role predict, inserts.")
     grafana_admin_password: SecretStr | None = Field(None, description="Login admin of Grafana.")
+    grafana_secret_key: SecretStr | None = Field(
+        None, description="Encrypts what Grafana keeps; its own default is known to everybody."
+    )
     mage_owner_email: str = "owner@localhost.localdomain"
     mage_owner_password: SecretStr | None = None
     mage_trigger_token: SecretStr | None = Field(None, description="Token of Mage's API triggers.")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _ENTROPY_BYTES = 24
-_SECRET = re.compile(r"MLOPS_[A-Z_]+_(PASSWORD|TOKEN)=")
+_SECRET = re.compile(r"MLOPS_[A-Z_]+_(PASSWORD|TOKEN|SECRET_KEY)=")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>\w+)\s*=\s*(?P<value>[^\s#]*)")
 
 

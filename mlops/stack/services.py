@@ -184,10 +184,11 @@ def watcher(settings: Settings, grafana: Grafana | None) -> Service:
             "GF_SERVER_HTTP_ADDR": settings.host,
             "GF_SERVER_HTTP_PORT": str(settings.grafana_port),
             "GF_SECURITY_ADMIN_PASSWORD": settings.secret("grafana_admin_password"),
+            "GF_SECURITY_SECRET_KEY": settings.secret("grafana_secret_key"),
             "MLOPS_DASHBOARDS_DIR": str(_GRAFANA_FILES / "dashboards"),
             **provisioning_environment(settings),
         },
-        # The login stands under Grafana's own name already.
+        # Login and key stand under Grafana's own names already.
         secrets=("grafana_db_password", "webhook_token"),
         stop_seconds=30,  # Grafana gives itself as long
         start_seconds=180,  # the first start makes some hundred tables

@@ -386,6 +386,7 @@ def test_grafana_gets_its_own_files_its_own_secrets_and_no_settings_of_another(
         "grafana_db_password",
         "webhook_token",
         "grafana_admin_password",
+        "grafana_secret_key",
     }
     assert {name for name in environment if name.startswith("GF_")} == {
         "GF_PATHS_DATA",
@@ -395,6 +396,7 @@ def test_grafana_gets_its_own_files_its_own_secrets_and_no_settings_of_another(
         "GF_SERVER_HTTP_ADDR",
         "GF_SERVER_HTTP_PORT",
         "GF_SECURITY_ADMIN_PASSWORD",
+        "GF_SECURITY_SECRET_KEY",
     }
     assert environment["MLOPS_LISTENER_URL"] == settings.listener_url
     assert environment["MLOPS_POSTGRES_PORT"] == str(settings.postgres_port)
