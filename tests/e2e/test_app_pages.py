@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,13 +16,13 @@ from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from mlops.database import connect
 from mlops.serving.client import PredictClient
 from mlops.serving.payload import remove_current, switch_current
 from mlops.settings import ROOT, Settings
-from tests.fixtures.postgres import make_settings
+from tests.fixtures.postgres import free_ports, make_settings
 from tests.fixtures.predict import PredictServer, make_payload
 from tests.fixtures.waiting import await_
 
@@ -74,8 +75,8 @@ class App:
 
 
 @contextmanager
-def running_app(settings: Settings, folder: Path) -> Iterator[App]:
-    """Run Streamlit as the stack does, until the block ends."""
+def running_app(settings: Settings, folder: Path, root: Path = ROOT) -> Iterator[App]:
+    """Run Streamlit as the stack does, until the block ends; `root` is where the project lies."""
     output = folder / "streamlit.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
@@ -86,8 +87,8 @@ def running_app(settings: Settings, folder: Path) -> Iterator[App]:
                 f"--server.port={settings.streamlit_port}",
                 f"--server.address={settings.host}",
             ],
-            cwd=ROOT,
-            env=environment(settings),
+            cwd=root,
+            env=environment(settings) | {"PYTHONPATH": str(root)},
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -236,17 +237,19 @@ def test_models_page_says_what_to_do_before_anything_has_happened(
         expect(page.get_by_text(words)).to_be_visible()
 
 
-def test_models_page_says_that_postgres_is_away(browser: Browser, tmp_path: Path) -> None:
+def test_pages_say_that_postgres_is_away(browser: Browser, tmp_path: Path) -> None:
     settings = make_settings(tmp_path)
     with running_app(settings, tmp_path) as app:
-        page = browser.new_page()
-        page.goto(f"{settings.streamlit_url}/models")
-        alert = page.get_by_test_id("stAlert")
-        expect(alert).to_contain_text(
-            f"Postgres does not answer at 127.0.0.1:{settings.postgres_port}", timeout=PATIENCE_MS
-        )
-        expect(alert).to_contain_text("make up")
-        page.close()
+        for path in ("models", "monitoring"):
+            page = browser.new_page()
+            page.goto(f"{settings.streamlit_url}/{path}")
+            alert = page.get_by_test_id("stAlert")
+            expect(alert).to_contain_text(
+                f"Postgres does not answer at 127.0.0.1:{settings.postgres_port}",
+                timeout=PATIENCE_MS,
+            )
+            expect(alert).to_contain_text("make up")
+            page.close()
         assert "Traceback" not in app.output.read_text()
 
 
@@ -272,6 +275,101 @@ def test_models_page_shows_the_loop_as_postgres_has_it(
     cells = page.locator("canvas td")
     for words in ("production", "failed", "promoted", "period 2009-04, model version 1", "firing"):
         expect(cells.filter(has_text=re.compile(f"^{words}$")).first).to_be_attached()
+
+
+def panel(page: Page, title: str) -> Locator:
+    """Return the innermost frame that holds the panel's title and what is drawn of it."""
+    blocks = page.get_by_test_id("stVerticalBlock")
+    return blocks.filter(has=page.get_by_text(title, exact=True)).last
+
+
+def test_monitoring_page_says_what_to_do_before_anything_has_happened(
+    open_page: Callable[[str], Page],
+) -> None:
+    page = open_page("monitoring")
+    expect(page.get_by_role("heading", name="Who asks?")).to_be_visible()
+    expect(panel(page, "In production")).to_contain_text("none yet")
+    drift = panel(page, "Prediction drift per month")
+    expect(drift).to_contain_text("No month measured yet: pipeline monitor measures")
+    rules = panel(page, "Alert rules and their state")
+    expect(rules).to_contain_text("normal Prediction drift above 0.1 for 10 s")
+    expect(rules).to_contain_text("No sign of Grafana or the evaluator")
+    # Neither Mage nor MLflow has ever run here.
+    for title, database in (
+        ("Pipeline runs", "mage"),
+        ("Model performance of the latest training", "mlflow"),
+    ):
+        expect(panel(page, title)).to_contain_text(f"Not read from database {database}: relation")
+
+
+def test_monitoring_page_draws_the_dashboards_of_grafana(
+    database: Settings, open_page: Callable[[str], Page]
+) -> None:
+    write_a_closed_loop(database)
+    with connect(settings=database) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO serving.predictions (request_id, row, made_at, period, model_version,"
+            " features, probability) SELECT n::text, 0, now(), '2009-05-01', '3', '{}', 0.5"
+            " FROM generate_series(1, 7) AS n"
+        )
+    page = open_page("monitoring")
+    expect(panel(page, "In production")).to_contain_text("v3")
+    expect(panel(page, "In production")).to_contain_text("LogisticRegression")
+    retrain = panel(page, "Last retrain").locator("b").filter(has_text="promoted")
+    expect(retrain).to_have_attribute("style", re.compile("color: #"))
+    # The last: while the page is drawn anew, Streamlit keeps the chart of before.
+    drift = panel(page, "Prediction drift per month").get_by_test_id("stPlotlyChart").last
+    for words in ("2009-04 · v1", "2009-05 · v3", "By chance", "0.100"):
+        expect(drift).to_contain_text(words)
+    expect(panel(page, "Rows per month").get_by_test_id("stPlotlyChart")).to_contain_text("200")
+    expect(panel(page, "Predictions per hour, by version that answered")).to_contain_text(
+        "version 3"
+    )
+    cells = panel(page, "Retrains").locator("canvas td")  # for screen readers: without units
+    for words in ("promoted", "v1", "v3", "1200"):
+        expect(cells.filter(has_text=re.compile(f"^{words}$")).first).to_be_attached()
+
+    page.get_by_role("combobox", name="Version").click()
+    page.get_by_role("option", name="3", exact=True).click()
+    expect(drift).not_to_contain_text("2009-04 · v1")
+    expect(drift).to_contain_text("2009-04 · v3")
+
+    page.get_by_text("Predict API", exact=True).click()
+    expect(panel(page, "In the chosen time")).to_contain_text("Rows7")
+    expect(page.get_by_role("heading", name="Who asks?")).to_have_count(0)
+    page.get_by_text("Model monitoring", exact=True).click()
+    expect(drift).not_to_contain_text("2009-04 · v1")  # what was chosen is kept
+
+
+def test_monitoring_page_names_what_it_cannot_draw_and_draws_the_rest(
+    database: Settings, browser: Browser, tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    for folder in ("mlops", "grafana", ".streamlit"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    path = root / "grafana" / "dashboards" / "model_monitoring.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    by_title = {each["title"]: each for each in content["panels"]}
+    by_title["Rows per month"]["type"] = "heatmap"
+    by_title["Retrains"]["targets"][0]["rawSql"] = "SELECT <b> FROM nowhere"
+    by_title["Last retrain"]["options"]["reduceOptions"]["calcs"] = ["variance"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    path.with_name("predict_api.json").write_text("{}", encoding="utf-8")
+    write_a_closed_loop(database)
+    settings = database.model_copy(update={"streamlit_port": free_ports(1)[0]})
+    with running_app(settings, tmp_path, root) as app:
+        page = browser.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.goto(f"{settings.streamlit_url}/monitoring")
+        expect(panel(page, "Rows per month")).to_contain_text(
+            "A panel of type “heatmap”, which only Grafana draws", timeout=PATIENCE_MS
+        )
+        expect(panel(page, "Retrains")).to_contain_text("Not read from database mlops: syntax")
+        expect(panel(page, "Last retrain")).to_contain_text("'variance' is not known")
+        expect(panel(page, "In production")).to_contain_text("v3")
+        expect(page.get_by_test_id("stAlert").first).to_contain_text("predict_api.json: uid")
+        page.close()
+        assert "Traceback" not in app.output.read_text()
 
 
 def write_a_closed_loop(settings: Settings) -> None:
