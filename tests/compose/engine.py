@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,7 +100,7 @@ class Report:
 class Stack:
     """The project `name`; `settings` are as seen from this machine: published ports, all secrets.
 
-    `data` is what MLOPS_DATA says inside: a file of this machine, which is mounted, or an address.
+    `settings.data` names a file of this machine, which is mounted, or an address.
     """
 
     def __init__(self, name: str, settings: Settings, adminer_port: int, report: Report) -> None:
@@ -133,21 +134,29 @@ class Stack:
                 if name.endswith("_port")
             },
             "MLOPS_ADMINER_PORT": str(self._adminer_port),
+            "MLOPS_GRAFANA": "auto" if self.watcher == "grafana" else "off",
             "MLOPS_DATA": data,
             **({} if "://" in data else {"MLOPS_DATA_MOUNT": data}),
             # The second retrain is to wait for the first one, not for a minute.
             "MLOPS_RETRAIN_COOL_DOWN_S": "5",
             "COMPOSE_PROJECT_NAME": self.name,
+            "COMPOSE_PROFILES": "evaluator",  # so that `ps` and `down` see it as well
         }
 
     def compose(
-        self, *arguments: str, timeout: float = _COMMAND_LIMIT_S, check: bool = True
+        self,
+        *arguments: str,
+        timeout: float = _COMMAND_LIMIT_S,
+        check: bool = True,
+        show: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `docker compose ...`. Raises ComposeError if it fails, unless `check` is False."""
+        """Run `docker compose ...`; what takes longer than `timeout` seconds is killed.
+
+        Raises ComposeError if it fails, unless `check` is False. `show` prints its output, too.
+        """
         project = ["--project-directory", str(ROOT), "--env-file", os.devnull]
-        # The profile is named always, so that `down` and `ps` see the evaluator as well.
-        command = ["docker", "compose", *project, "--profile", "evaluator", *arguments]
-        return self._run(command, timeout, check)
+        command = ["docker", "compose", "--ansi", "never", *project, *arguments]
+        return self._run(command, timeout, check, show)
 
     def docker(
         self, *arguments: str, timeout: float = _COMMAND_LIMIT_S, check: bool = True
@@ -156,19 +165,37 @@ class Stack:
         return self._run(["docker", *arguments], timeout, check)
 
     def _run(
-        self, command: Sequence[str], timeout: float, check: bool
+        self, command: Sequence[str], timeout: float, check: bool, show: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+        """Run a command; `show` prints each line as it comes, and has stderr within stdout."""
+        with subprocess.Popen(
             command,
             cwd=ROOT,
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if show else subprocess.PIPE,
             text=True,
-            timeout=timeout,
-        )
+        ) as process:
+            limit = threading.Timer(timeout, process.kill)
+            limit.start()
+            try:
+                if show and process.stdout:
+                    lines = []
+                    for line in process.stdout:
+                        print(line, end="", flush=True)
+                        lines.append(line)
+                    output, errors = "".join(lines), ""
+                else:
+                    output, errors = process.communicate()
+            except BaseException:
+                process.terminate()  # so that docker takes back what it has begun
+                raise
+            finally:
+                limit.cancel()
+        done = subprocess.CompletedProcess(command, process.wait(), output, errors)
         if check and done.returncode:
-            said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-40:])
+            said = "\n".join((output + errors).strip().splitlines()[-40:])
             raise ComposeError(f"`{' '.join(command)}` ended with {done.returncode}:\n{said}")
         return done
 
@@ -193,16 +220,14 @@ class Stack:
 
     def _pull(self, service: str) -> str | None:
         """Return why the image of `service` cannot be pulled, or None once it is here."""
-        try:
-            pulled = self.compose("pull", "--quiet", service, timeout=_PULL_LIMIT_S, check=False)
-        except subprocess.TimeoutExpired:
-            return f"not within {_PULL_LIMIT_S} s"
+        pulled = self.compose("pull", "--quiet", service, timeout=_PULL_LIMIT_S, check=False)
         said = (pulled.stderr or pulled.stdout).strip().splitlines()
-        return (said[-1] if said else "nothing said") if pulled.returncode else None
+        return (said[-1] if said else "no answer") if pulled.returncode else None
 
     def build(self) -> None:
         """Build the images of the services that run."""
-        self.compose("build", *self.services, timeout=_BUILD_LIMIT_S)
+        steps = ["--progress", "plain", "build", *self.services]
+        self.compose(*steps, timeout=_BUILD_LIMIT_S, show=True)
 
     def image_megabytes(self) -> dict[str, float]:
         """Return the size of each image, without the project's name, in 10^6 bytes."""
@@ -220,7 +245,7 @@ class Stack:
         wait = ["--wait", "--wait-timeout", str(UP_LIMIT_S)]
         try:
             self.compose("up", "-d", *wait, *self.services, timeout=UP_LIMIT_S + 60)
-        except (ComposeError, subprocess.TimeoutExpired) as error:
+        except ComposeError as error:
             raise ComposeError(f"{error}\n{self.compose('ps', '-a').stdout}") from None
 
     def down(self) -> None:
@@ -268,10 +293,11 @@ class Stack:
         user: str | None = None,
         timeout: float = _COMMAND_LIMIT_S,
         check: bool = True,
+        show: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside the container of `service`."""
-        as_user = ["--user", user] if user else []
-        return self.compose("exec", "-T", *as_user, service, *command, timeout=timeout, check=check)
+        inside = ["exec", "-T", *(["--user", user] if user else []), service, *command]
+        return self.compose(*inside, timeout=timeout, check=check, show=show)
 
     def rows(
         self, query: str, *parameters: Any, database: str = "mlops", role: str = "mlops"
@@ -305,7 +331,7 @@ class Stack:
         """Whether an alert fires, by whoever watches the rules; whether it was told is not said."""
         if self.watcher == "grafana":
             return "firing" in self.rule_states()
-        return bool(self.rows("SELECT FROM ops.alert_states WHERE state = 'firing'"))
+        return bool(self.rows("SELECT 1 FROM ops.alert_states WHERE state = 'firing'"))
 
     def await_healthy(self, *services: str, timeout: float = UP_LIMIT_S) -> None:
         """Wait until containers are healthy that come back by themselves."""

@@ -62,13 +62,13 @@ def predict_once(stack: Stack) -> str:
 
 
 def is_logged(stack: Stack, request_id: str) -> bool:
-    return bool(stack.rows("SELECT FROM serving.predictions WHERE request_id = %s", request_id))
+    return bool(stack.rows("SELECT 1 FROM serving.predictions WHERE request_id = %s", request_id))
 
 
 def test_volumes_survive_down_and_up_and_an_older_schema_is_migrated(
     stack: Stack, loop: Loop
 ) -> None:
-    under_way = "SELECT FROM ops.retrains WHERE finished_at IS NULL"
+    under_way = "SELECT 1 FROM ops.retrains WHERE finished_at IS NULL"
     await_(lambda: not stack.rows(under_way), 300, "no retrain under way")
     before = snapshot(stack)
     assert before["registry"] == before["served"]["version"] == loop_version(stack)
