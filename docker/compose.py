@@ -66,6 +66,7 @@ def up(services: list[str]) -> int:
     if generated:
         print(f".env: {len(generated)} secrets generated (mode 600)")
     configuration = configure()
+    check_readable(ROOT / "grafana")
     provide_data(configuration)
     wanted = services or choose_services(configuration)
     # Two would post the same alert twice.
@@ -133,7 +134,9 @@ def provide_data(configuration: dict[str, Any]) -> None:
     Raises ComposeError if there is no such file, or if the containers' user may not read it.
     """
     folder = ROOT / "data"
-    folder.mkdir(exist_ok=True)  # Docker would make it, as root
+    if not folder.exists():  # Docker would make it, as root
+        folder.mkdir()
+        folder.chmod(0o755)
     mage = configuration["services"]["mage"]
     data = (mage["environment"].get("MLOPS_DATA") or "").strip()
     mounted_elsewhere = all(volume["source"] != str(folder) for volume in mage["volumes"])
@@ -142,13 +145,20 @@ def provide_data(configuration: dict[str, Any]) -> None:
     path = ROOT / Path(data).expanduser()
     if not path.is_file():
         raise ComposeError(f"MLOPS_DATA: there is no file {path}")
-    if not path.stat().st_mode & 0o004:
-        raise ComposeError(
-            f"MLOPS_DATA: the containers run as a user of their own, who may not read {path}: "
-            f"chmod o+r {path}"
-        )
+    check_readable(path)
     if folder not in path.parents or Path(data).is_absolute():
         os.environ["MLOPS_DATA"] = os.environ["MLOPS_DATA_MOUNT"] = str(path.resolve())
+
+
+def check_readable(path: Path) -> None:
+    """Raise ComposeError if a container, which is a user of its own, may not read all of `path`."""
+    for each in (path, *path.rglob("*")):
+        needed = 0o005 if each.is_dir() else 0o004
+        if each.stat().st_mode & needed != needed:
+            raise ComposeError(
+                f"the containers run as users of their own, who may not read {each}: "
+                f"chmod -R o+rX {path}"
+            )
 
 
 def show_addresses(configuration: dict[str, Any], services: list[str]) -> None:
