@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -327,11 +328,12 @@ class Stack:
         groups = self.grafana("/api/prometheus/grafana/api/v1/rules")["data"]["groups"]
         return [str(rule["state"]) for group in groups for rule in group["rules"]]
 
-    def rule_fires(self) -> bool:
-        """Whether an alert fires, by whoever watches the rules; whether it was told is not said."""
+    def rule_fires(self, since: datetime) -> bool:
+        """Whether an alert fires, by whoever watches the rules; not whether it could be told."""
         if self.watcher == "grafana":
             return "firing" in self.rule_states()
-        return bool(self.rows("SELECT 1 FROM ops.alert_states WHERE state = 'firing'"))
+        firing = "SELECT 1 FROM ops.alert_states WHERE state = 'firing' AND fired_at > %s"
+        return bool(self.rows(firing, since))
 
     def await_healthy(self, *services: str, timeout: float = UP_LIMIT_S) -> None:
         """Wait until containers are healthy that come back by themselves."""
