@@ -553,7 +553,7 @@ def _show_addresses(settings: Settings, wanted: list[Service]) -> None:
         "grafana": "admin, MLOPS_GRAFANA_ADMIN_PASSWORD in .env",
         "mage": f"{settings.mage_owner_email}, MLOPS_MAGE_OWNER_PASSWORD in .env",
         "listener": "bearer token MLOPS_WEBHOOK_TOKEN in .env",
-        "postgres": "roles mlops, grafana, predict; passwords in .env",
+        "postgres": "roles mlops, grafana, mlflow, predict; passwords in .env",
     }
     for each in wanted:
         address = each.address or (f"{settings.postgres_host}:{each.port}" if each.port else None)
