@@ -91,4 +91,4 @@ test: lint ## Install the test tools, lint, and run all tests
 	.venv/bin/python -m pytest
 
 compose-test: setup-dev ## Try the containers, and break them; REQUIRED=1 fails where it would skip
-	.venv/bin/python -m pytest tests/compose -s $(if $(REQUIRED),--required)
+	.venv/bin/python -m pytest tests/compose -s -rfE $(if $(REQUIRED),--required)

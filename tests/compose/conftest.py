@@ -80,7 +80,7 @@ def stack(pytestconfig: pytest.Config, report: Report) -> Iterator[Stack]:
     required = pytestconfig.getoption("--required", default=False)
     reason = missing_engine()
     if reason and required:
-        pytest.fail(reason)
+        pytest.exit(reason, returncode=1)
     if reason:
         pytestconfig.stash[_SKIPPED] = reason
         pytest.skip(reason)
@@ -124,7 +124,7 @@ def _start(stack: Stack, required: bool) -> None:
     stack.report.say(f"the alert rules are watched by {stack.watcher}")
     stack.report.facts["watcher"] = stack.watcher
     if required and stack.watcher != "grafana":
-        pytest.fail(stack.left_out["grafana"])
+        pytest.exit(stack.left_out["grafana"], returncode=1)
     with stack.report.stage("build"):
         stack.build()
     sizes = stack.image_megabytes()
