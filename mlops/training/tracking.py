@@ -165,14 +165,15 @@ def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> No
         name=f"{logged.card.name}.validation",
         digest=logged.digest[:36],  # MLflow's limit
     )
-    mlflow_client.log_inputs(
-        run_id,
-        [
-            DatasetInput(
-                dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "validation")]
-            )
-        ],
-    )
+    inputs = [
+        DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", "validation")])
+    ]
+    try:
+        mlflow_client.log_inputs(run_id, inputs)
+    except MlflowException:
+        # MLflow looks and then writes: where another candidate wrote the same data in between, it
+        # fails, and finds it the second time.
+        mlflow_client.log_inputs(run_id, inputs)
 
 
 def _log_model(run_id: str, logged: Logged, settings: Settings) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import secrets
 import subprocess
-from concurrent.futures import ProcessPoolExecutor
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import mlflow.sklearn
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlops.database import connect
@@ -70,6 +72,30 @@ class World:
 @pytest.fixture
 def world(database, mlflow_server, tmp_path):
     return World(database, tmp_path)
+
+
+def test_candidates_that_log_their_data_at_once_do_not_fail_one_another(world):
+    mlflow_client = tracking.client(world.settings)
+    experiment_id = tracking.experiment(mlflow_client, world.card.name)
+    reference = pd.DataFrame({"target": [0, 1]}).join(
+        pd.DataFrame({name: [0.0, 1.0] for name in world.card.feature_names})
+    )
+    for attempt in range(5):  # it takes two that look before either has written
+        logged = tracking.Logged(
+            world.card, None, None, reference, {}, {}, secrets.token_hex(20) + str(attempt)
+        )
+        runs = [mlflow_client.create_run(experiment_id).info.run_id for _ in range(8)]
+        barrier = threading.Barrier(len(runs))
+
+        def log(run_id, logged=logged, barrier=barrier):
+            barrier.wait()
+            tracking._log_dataset(mlflow_client, run_id, logged)
+
+        with ThreadPoolExecutor(len(runs)) as pool:
+            list(pool.map(log, runs))
+        for run_id in runs:
+            [found] = mlflow_client.get_run(run_id).inputs.dataset_inputs
+            assert found.dataset.digest == logged.digest[:36]
 
 
 def test_a_training_gives_a_leaderboard_of_registered_runs(world):
