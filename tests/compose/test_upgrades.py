@@ -46,9 +46,7 @@ def snapshot(stack: Stack) -> dict[str, Any]:
         "predictions": stack.rows("SELECT request_id, row, label FROM serving.predictions"),
         "retrains": stack.rows("SELECT id, outcome FROM ops.retrains ORDER BY id"),
         "alerts": stack.rows("SELECT fingerprint, starts_at FROM ops.alerts ORDER BY 1, 2"),
-        "mage": stack.rows(
-            "SELECT id, status::text FROM pipeline_run ORDER BY id", database="mage"
-        ),
+        "runs": stack.rows(RUNS, database="mage"),
         "reports": sorted(reports.split()),
     }
 
