@@ -84,8 +84,8 @@ def stack(pytestconfig: pytest.Config, report: Report) -> Iterator[Stack]:
     if reason:
         pytestconfig.stash[_SKIPPED] = reason
         pytest.skip(reason)
-    # CI cancels by SIGTERM, which would end pytest without taking the stack away.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="mlops-compose-"))
     # The containers' user, who is nobody here, reads the data.
     folder.chmod(0o755)
@@ -112,6 +112,12 @@ def stack(pytestconfig: pytest.Config, report: Report) -> Iterator[Stack]:
 
 
 def _interrupt(*_: object) -> None:
+    """End the run as Ctrl-C does: CI sends SIGTERM as well, which would leave the stack behind.
+
+    A second one is too late to be heard: the stack is being taken away.
+    """
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -46,7 +46,7 @@ class ComposeError(AssertionError):
 
 
 def missing_engine() -> str | None:
-    """Return why no stack can be run here, or None if it can."""
+    """Return why no stack can be run here, or None if one can."""
     if shutil.which("docker") is None:
         return "no Docker: there is no `docker` on PATH"
     for command, what in (
@@ -110,6 +110,7 @@ class Stack:
         self.report = report
         self._adminer_port = adminer_port
         self.services: list[str] = []
+        self.images: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
         """Services without an image, and why."""
 

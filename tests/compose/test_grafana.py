@@ -95,7 +95,7 @@ def count_panels(panels: list[dict[str, Any]]) -> int:
 def test_grafana_runs_the_query_of_each_panel(grafana: Stack, loop: Loop, path: Path) -> None:
     """By the route of the panels themselves: the page fills in variables, the server macros."""
     now_ms = int(time.time() * 1000)
-    with_rows = 0
+    asked = with_rows = 0
     dashboard = load_dashboard(path)
     for panel in dashboard.panels:
         if panel.sql is None:
@@ -115,10 +115,10 @@ def test_grafana_runs_the_query_of_each_panel(grafana: Stack, loop: Loop, path: 
         result = answer.json()["results"]["A"]
         assert answer.ok, f"{panel.title}: {result}"
         assert "error" not in result, f"{panel.title}: {result}"
-        values = result["frames"][0].get("data", {}).get("values", [])
-        with_rows += bool(values and values[0])
-    # After a loop most panels have something to show.
-    assert with_rows > len(dashboard.panels) / 2
+        asked += 1
+        with_rows += any(any(frame["data"]["values"]) for frame in result.get("frames") or [])
+    # After a loop most of them have something to show.
+    assert with_rows > asked / 2
 
 
 def filled_in(sql: str, chosen: dict[str, list[str]]) -> str:
