@@ -47,6 +47,7 @@ ENV PATH=/srv/mlops/$ENVIRONMENT/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     MLOPS_HOST=0.0.0.0 \
+    MLOPS_IN_CONTAINERS=true \
     MLOPS_STATE_DIR=/var/lib/mlops \
     MLOPS_CACHE_DIR=/var/cache/mlops
 LABEL org.opencontainers.image.title="mlops $GROUP" \

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
         1, ge=1, description="Of one candidate; the candidates run beside one another."
     )
 
+    in_containers: bool = Field(False, description="Set by the images; names other commands.")
+
     # Where state lies
     state_dir: Path = Field(ROOT / ".stack", description="All state of the embedded stack.")
     payloads_dir: Path = Field(ROOT / "payloads", description="Written by deploy, read by predict.")
@@ -77,7 +79,7 @@ class Settings(BaseSettings):
     postgres_host: str = "127.0.0.1"
     postgres_port: int = Field(15432, description="Not 5432: many laptops run a Postgres there.")
 
-    postgres_sslmode: Literal["disable", "require", "verify-ca", "verify-full"] = Field(
+    postgres_sslmode: Literal["disable", "require"] = Field(
         "disable", description="Of every connection; on loopback there is nothing to encrypt."
     )
 
@@ -136,6 +138,11 @@ class Settings(BaseSettings):
         if not value or not value.strip() or "://" in value:
             return value
         return str(ROOT / Path(value.strip()).expanduser())
+
+    @property
+    def start_command(self) -> str:
+        """What a person runs to have this stack running."""
+        return "make compose-up" if self.in_containers else "make up"
 
     @property
     def mlflow_url(self) -> str:

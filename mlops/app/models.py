@@ -329,13 +329,14 @@ def show_page() -> None:
     except psycopg2.OperationalError:
         st.warning(
             f"Postgres does not answer at {settings.postgres_host}:{settings.postgres_port}."
-            " Start the stack with `make up`; this page comes back by itself.",
+            f" Start the stack with `{settings.start_command}`; this page comes back by itself.",
             icon=":material/cloud_off:",
         )
         st.button("Try again", icon=":material/refresh:")
         return
     except psycopg2.errors.UndefinedTable:
-        st.warning("The tables are not there yet: `make up` makes them.", icon=":material/table:")
+        way_out = f"`{settings.start_command}` makes them."
+        st.warning(f"The tables are not there yet: {way_out}", icon=":material/table:")
         return
     colours = charts.palette(st.context.theme.type)
     show_summary(history)

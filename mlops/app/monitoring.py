@@ -173,7 +173,6 @@ def show_sections(
     databases: Databases,
     choices: dict[str, list[str]],
     span: Span,
-    settings: Settings,
 ) -> None:
     """Draw every panel where the file has it; one that fails says so in its place."""
     colours = charts.palette(st.context.theme.type)
@@ -338,7 +337,8 @@ def show_rules(connection: Connection, colours: charts.Palette) -> None:
         st.markdown(f"[All states, in Grafana]({grafana}/alerting/list)")
     elif not watches:
         st.caption(
-            "No sign of Grafana or the evaluator; these alerts came last. `make up` starts it."
+            "No sign of Grafana or the evaluator; these alerts came last."
+            f" `{settings.start_command}` starts it."
         )
 
 
@@ -387,18 +387,20 @@ def show_page() -> None:
                     )
             with row.container():
                 span = choose_span()
-            show_sections(board, databases, choices, span, settings)
+            show_sections(board, databases, choices, span)
     except MissingSecretError as error:
         st.warning(str(error), icon=":material/settings_alert:")
     except (psycopg2.OperationalError, psycopg2.InterfaceError):
         st.warning(
             f"Postgres does not answer at {settings.postgres_host}:{settings.postgres_port}."
-            " Start the stack with `make up`; this page comes back by itself.",
+            f" Start the stack with `{settings.start_command}`; this page comes back by itself.",
             icon=":material/cloud_off:",
         )
         st.button("Try again", icon=":material/refresh:")
     except PanelQueryError as error:
-        st.warning(f"{error}. `make up` makes the tables.", icon=":material/table:")
+        st.warning(
+            f"{error}. `{settings.start_command}` makes the tables.", icon=":material/table:"
+        )
 
 
 st.title("Monitoring")

@@ -25,13 +25,14 @@ def show_unavailable(settings: Settings) -> None:
     if (settings.payloads_dir / "current").exists():
         st.warning(
             f"The prediction service does not answer at {settings.predict_url}."
-            " Start the stack with `make up`, see what runs with `make status`.",
+            f" `{settings.start_command}` starts the stack.",
             icon=":material/cloud_off:",
         )
     else:
         st.info(
             "No model is deployed yet. `make demo` trains and deploys one; on a running stack the"
-            " pipelines *train* and *deploy* in Mage do the same. (`make up` starts the stack.)",
+            " pipelines *train* and *deploy* in Mage do the same."
+            f" (`{settings.start_command}` starts the stack.)",
             icon=":material/rocket_launch:",
         )
     st.button("Try again", icon=":material/refresh:", type="primary")

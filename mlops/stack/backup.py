@@ -1,7 +1,8 @@
 """Back up the embedded stack's state into a folder, and restore it into an empty state.
 
 A backup holds what cannot be made again: the three databases, MLflow's artifacts, the deployed
-payloads and the reports. It never holds a secret: roles get the passwords of `.env` at each start.
+payloads and the reports. It is for its owner only: what people have asked the API is in it, and
+what Mage keeps of logins. The passwords of `.env` are not: roles get today's at each start.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] 
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        draft.chmod(0o700)  # what people have asked the API is in it
+        draft.chmod(0o700)
         for database in DATABASES:
             progress(f"database {database}")
             _run(
@@ -61,6 +62,8 @@ def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] 
         draft.rename(folder)
     except (OSError, shutil.Error) as error:
         raise BackupError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 

@@ -269,10 +269,13 @@ class Demo:
                     return alert
                 show("waiting for the alert rule to fire")
                 time.sleep(POLL_S)
-        watcher = "grafana" if remembered(self.settings) else "evaluator"
+        if self.settings.in_containers:
+            logs = "`docker compose logs` of grafana (or evaluator)"
+        else:
+            logs = f"`make logs` for {'grafana' if remembered(self.settings) else 'evaluator'}"
         raise LoopOpenError(
             f"no alert started a retrain within {ALERT_LIMIT_S:.0f} s:"
-            f" see `make logs` for {watcher} and listener, and table ops.alerts"
+            f" see {logs} and listener, and table ops.alerts"
         )
 
     def wait_for_retrain(self, retrain_id: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _ENTROPY_BYTES = 24
 _SECRET = re.compile(r"MLOPS_[A-Z_]+_(PASSWORD|TOKEN|SECRET_KEY)=")
-_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>\w+)\s*=\s*(?P<value>[^\s#]*)")
+# A comment after an empty value begins with a space; a value may begin with the sign itself.
+_ASSIGNMENT = re.compile(r"\s*(?:export\s+)?(?P<name>\w+)\s*=(?P<value>.*?)(?:\s+#.*)?\s*")
 
 
 def ensure_secrets(
@@ -56,10 +57,10 @@ def _assignments(lines: list[str]) -> tuple[dict[str, int], set[str]]:
     """Return the place of each variable that is set, and those that have a value."""
     places, present = {}, set()
     for place, line in enumerate(lines):
-        match = _ASSIGNMENT.match(line)
+        match = _ASSIGNMENT.fullmatch(line)
         if match:
             places[match["name"]] = place
-            if match["value"].strip("'\""):
+            if match["value"].strip().strip("'\""):
                 present.add(match["name"])
     return places, present
 

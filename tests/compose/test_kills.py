@@ -139,7 +139,8 @@ def test_loop_closes_with_each_server_killed_where_it_is_needed(stack: Stack, lo
     since = now(stack)
     with killed(stack, stack.watcher, "listener"):
         finish(stack, mage.trigger_pipeline("monitor", settings=settings))
-        stack.compose("up", "-d", "--wait", stack.watcher)
+        stack.compose("up", "-d", "--wait", "--no-deps", stack.watcher)
+        assert not stack.inspect("listener")["State"]["Running"]
         await_(lambda: stack.rule_fires(since), ALERT_LIMIT_S, "the rule fires")
         assert stack.rows("SELECT 1 FROM ops.alerts WHERE received_at > %s", since) == []
 

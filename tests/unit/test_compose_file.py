@@ -18,6 +18,7 @@ OURS = {each.name: each for each in services(Settings(_env_file=None))}  # type:
 
 FIXED_INSIDE = {
     # Where things lie and listen in a container, which its image or the file itself says.
+    "in_containers",
     *("host", "state_dir", "payloads_dir", "reports_dir", "cache_dir", "streamlit_host"),
     *(f"{name}_port" for name in ("listener", "streamlit", "predict")),
     # Of the stack without Docker.

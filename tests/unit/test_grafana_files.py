@@ -187,7 +187,8 @@ COMMON_ENUMS = {
 }
 ALERTLIST_KEYS = {
     *("alertInstanceLabelFilter", "alertName", "dashboardAlerts", "datasource", "folder"),
-    *("groupBy", "groupMode", "maxItems", "showInstances", "sortOrder", "stateFilter", "viewMode"),
+    *("groupBy", "groupMode", "maxItems", "showInactiveAlerts", "showInstances", "sortOrder"),
+    *("stateFilter", "viewMode"),
 }
 ALERTLIST_STATES = {"error", "firing", "noData", "normal", "pending", "recovering"}
 UNITS = {"none", "short", "percentunit", "s", "string", "bool_yes_no", "dateTimeFromNow"}
@@ -215,6 +216,7 @@ def test_the_alert_list_shows_all_rules_of_this_grafana() -> None:
     panel = panel_of("model_monitoring", "Alert rules and their state")
     assert set(panel["options"]) <= ALERTLIST_KEYS
     assert panel["options"]["stateFilter"] == dict.fromkeys(ALERTLIST_STATES, True)
+    assert panel["options"]["showInactiveAlerts"] is True  # else a rule without alerts is hidden
     assert panel["options"]["alertName"] == panel["options"]["alertInstanceLabelFilter"] == ""
 
 

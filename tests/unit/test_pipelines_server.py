@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from mlops.orchestration import mage, server
+from mlops.orchestration import mage, server, tokens
+from mlops.orchestration.mage import MageUnavailable
+from mlops.orchestration.server import tokens_set_path
 from mlops.settings import MissingSecretError, Settings
 from tests.fixtures.postgres import make_settings
 
@@ -170,3 +172,26 @@ def test_progress_names_what_is_under_way() -> None:
     blocks = {"train/start": "completed", "train/fit:SVC": "running", "train/fit:XGB": "queued"}
     assert mage.Run(1, "train", "running", "", blocks).progress == "fit:SVC, fit:XGB"
     assert mage.Run(1, "train", "initial", "", {}).progress == "waiting for Mage"
+
+
+def test_tokens_are_set_however_long_postgres_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(_env_file=None, state_dir=tmp_path)
+    (tmp_path / "mage").mkdir()
+    away = MageUnavailable("away")
+    answers = [away, None, away, None, None]  # before Mage is up, and once more when it is
+    calls: list[str] = []
+
+    def step(name: str) -> None:
+        calls.append(name)
+        error = answers.pop(0)
+        if error:
+            raise error
+
+    monkeypatch.setattr(tokens, "get_settings", lambda: settings)
+    monkeypatch.setattr(tokens, "wait_until_ready", lambda *_: step("wait"))
+    monkeypatch.setattr(tokens, "set_trigger_tokens", lambda *_: step("set"))
+    tokens.main()
+    assert calls == ["wait", "wait", "set", "wait", "set"]
+    assert tokens_set_path(settings).exists()

@@ -61,6 +61,24 @@ def test_what_a_person_wrote_stays_line_by_line(tmp_path: Path) -> None:
     assert dotenv_values(env_file)["MLOPS_POSTGRES_PASSWORD"]
 
 
+@pytest.mark.parametrize("value", ["#abc", '"#abc"', "'#a b'", "a#b # mine", "  x"])
+def test_a_secret_of_a_persons_own_is_kept_however_it_is_written(
+    tmp_path: Path, value: str
+) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"MLOPS_WEBHOOK_TOKEN={value}\n")
+    assert "MLOPS_WEBHOOK_TOKEN" not in ensure_secrets(env_file)
+    assert env_file.read_text().splitlines()[0] == f"MLOPS_WEBHOOK_TOKEN={value}"
+
+
+@pytest.mark.parametrize("value", ["", "   ", " # to be filled in", '""', "''"])
+def test_a_secret_that_is_only_named_is_generated(tmp_path: Path, value: str) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"MLOPS_WEBHOOK_TOKEN={value}\n")
+    assert "MLOPS_WEBHOOK_TOKEN" in ensure_secrets(env_file)
+    assert dotenv_values(env_file)["MLOPS_WEBHOOK_TOKEN"]
+
+
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     ensure_secrets(env_file)
