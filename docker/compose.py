@@ -3,7 +3,8 @@
     python3 docker/compose.py up [service ...]
 
 It needs Docker with compose v2 and no package. What it adds to `docker compose` itself: secrets in
-`.env`, a data file that lies anywhere, Grafana or the evaluator but not both, and the addresses.
+`.env`, a data file that lies anywhere, Grafana or the evaluator but not both, the handing over from
+the evaluator to Grafana, and the addresses.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from mlops.stack.secrets import ensure_secrets  # noqa: E402 - it needs no package either
 
 COMPOSE = ["docker", "compose"]
+EVALUATOR = ["--profile", "evaluator"]
 REFUSED = 2
 WAIT_LIMIT_S = "600"
 
@@ -71,13 +73,13 @@ def up(services: list[str]) -> int:
     wanted = services or choose_services(configuration)
     # Two would post the same alert twice.
     unwanted = {"grafana", "evaluator"} - set(wanted)
+    if unwanted == {"evaluator"} and (code := hand_over(configuration)):
+        return code
     if len(unwanted) == 1:
-        run(["--profile", "evaluator", "rm", "--stop", "--force", *unwanted], quiet=True)
+        run([*EVALUATOR, "rm", "--stop", "--force", *unwanted], quiet=True)
     started = run(["up", "--detach", "--build", "--wait", "--wait-timeout", WAIT_LIMIT_S, *wanted])
     if started:
-        run(
-            ["--profile", "evaluator", "ps", "--all", "--format", "table {{.Service}}\t{{.Status}}"]
-        )
+        run([*EVALUATOR, "ps", "--all", "--format", "table {{.Service}}\t{{.Status}}"])
         print("a server's log: docker compose logs <service>", file=sys.stderr)
         return started
     show_addresses(configuration, wanted)
@@ -102,12 +104,55 @@ def down() -> int:
     if not (ROOT / ".env").exists():
         print("nothing is set up, so nothing runs")
         return 0
-    return run(["--profile", "evaluator", "down"])
+    return run([*EVALUATOR, "down"])
+
+
+def hand_over(configuration: dict[str, Any]) -> int:
+    """Stop the evaluator and let Grafana take over from it; return the exit code.
+
+    Its states are forgotten and the alerts that it has told end: nobody else would ever end them.
+    Without Grafana's image it watches on. Its container stays here, so that the next `up` does all
+    of it again if a step fails.
+    """
+    # With neither (after `down`) nobody knows who watched last. Twice does no harm.
+    if has_container("grafana") and not has_container("evaluator"):
+        return 0
+    image = configuration["services"]["grafana"]["image"]
+    there = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+    missing = subprocess.run(there, capture_output=True, check=False).returncode
+    if missing and (code := run(["pull", "grafana"])):
+        print(
+            f"{image} cannot be had, so nothing was changed: an evaluator that runs watches on."
+            " `MLOPS_GRAFANA=off make compose-up` does without Grafana",
+            file=sys.stderr,
+        )
+        return code
+    program = ["python", "evaluator", "-m", "mlops.alerting.evaluator", "--hand-over"]
+    for step in (
+        ["build", "postgres", "listener"],  # the listener's image is the evaluator's
+        [*EVALUATOR, "stop", "evaluator"],
+        ["up", "--detach", "--wait", "--wait-timeout", WAIT_LIMIT_S, "postgres"],
+        [*EVALUATOR, "run", "--rm", "--no-deps", "-T", "--entrypoint", *program],
+    ):
+        if code := run(step):
+            print(
+                "the evaluator has not handed over, so Grafana is not started: see above, and"
+                " `make compose-up` tries again",
+                file=sys.stderr,
+            )
+            return code
+    return 0
+
+
+def has_container(service: str) -> bool:
+    """Return whether there is a container of `service`, be it stopped."""
+    command = [*COMPOSE, *EVALUATOR, "ps", "--all", "--quiet", service]
+    return bool(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).stdout.strip())
 
 
 def configure() -> dict[str, Any]:
     """Return docker-compose.yml as compose understands it, with .env and the environment."""
-    command = [*COMPOSE, "--profile", "evaluator", "config", "--format", "json"]
+    command = [*COMPOSE, *EVALUATOR, "config", "--format", "json"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     except FileNotFoundError:

@@ -152,6 +152,12 @@ CREATE TABLE IF NOT EXISTS ops.alert_states (
     PRIMARY KEY (rule_uid, fingerprint)
 );
 
+-- When the evaluator last looked at each rule: a rule without an alert has no state that could tell.
+CREATE TABLE IF NOT EXISTS ops.evaluations (
+    rule_uid     text PRIMARY KEY,
+    evaluated_at timestamptz NOT NULL
+);
+
 -- The panels' role reads everything and writes nothing; the API's role adds predictions only.
 GRANT USAGE ON SCHEMA data, serving, grafana, ops TO grafana;
 GRANT SELECT ON ALL TABLES IN SCHEMA data, serving, grafana, ops TO grafana;

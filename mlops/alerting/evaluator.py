@@ -1,6 +1,7 @@
 """Evaluate the alert rules where there is no Grafana: same files, same SQL, same body posted.
 
     python -m mlops.alerting.evaluator
+    python -m mlops.alerting.evaluator --hand-over    # once it is stopped: Grafana watches now
 
 It asks the database as role `grafana` in read-only transactions, keeps its states in
 `ops.alert_states`, and posts to the rules' contact points. It never decides what an alert leads to:
@@ -10,6 +11,7 @@ are stored before anything is told, and an alert counts as told only after a 2xx
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import signal
@@ -118,7 +120,7 @@ class Evaluator:
             samples = None
             self._say_down(f"query of {rule.title!r}", error)
         after = advance(rule, before, samples, now)
-        self._store(rule, after)
+        self._store(rule, after, evaluated_at=now)
         self._states[rule.uid] = after
         _log_changes(before, after)
 
@@ -181,10 +183,15 @@ class Evaluator:
                 else:
                     log.warning("forgot the alerts of rule %s: no file has it", state.rule_uid)
                     _forget(connection, state.rule_uid)
+            cursor.execute(
+                "DELETE FROM ops.evaluations WHERE rule_uid <> ALL (%s)", (list(self.rules),)
+            )
         return states
 
-    def _store(self, rule: Rule, states: Iterable[AlertState]) -> None:
-        """Replace the stored states of `rule`, in one transaction."""
+    def _store(
+        self, rule: Rule, states: Iterable[AlertState], evaluated_at: datetime | None = None
+    ) -> None:
+        """Replace the stored states of `rule`, and note its evaluation, in one transaction."""
         names = [field.name for field in fields(AlertState)]
         insert = sql.SQL("INSERT INTO ops.alert_states ({}) VALUES ({})").format(
             sql.SQL(", ").join(map(sql.Identifier, names)),
@@ -195,6 +202,12 @@ class Evaluator:
             for state in states:
                 values: dict[str, Any] = {name: getattr(state, name) for name in names}
                 cursor.execute(insert, {**values, "labels": Json(state.labels)})
+            if evaluated_at is not None:
+                cursor.execute(
+                    "INSERT INTO ops.evaluations (rule_uid, evaluated_at) VALUES (%s, %s)"
+                    " ON CONFLICT (rule_uid) DO UPDATE SET evaluated_at = excluded.evaluated_at",
+                    (rule.uid, evaluated_at),
+                )
 
     def _forget_needless(self, receivers: set[str]) -> None:
         """Count no contact point as away that nobody is waiting for: no post would clear it."""
@@ -275,7 +288,7 @@ def hand_over(connection: Connection) -> int:
     """Forget all states, since another one watches from now on; return how many. Commits.
 
     The alerts that fire count as over: nobody else would ever tell their end. What still holds, the
-    other one tells anew.
+    other one tells anew. The evaluator must be stopped: it would store what it has in memory.
     """
     with connection.cursor() as cursor:
         cursor.execute(
@@ -284,12 +297,24 @@ def hand_over(connection: Connection) -> int:
         )
         cursor.execute("DELETE FROM ops.alert_states")
         forgotten = cursor.rowcount
+        cursor.execute("DELETE FROM ops.evaluations")
     connection.commit()
     return forgotten
 
 
-def main() -> int:
-    """Run until SIGTERM or SIGINT; return the exit code: 2 if a file or a secret is not usable."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run until SIGTERM or SIGINT, or hand over; return the exit code.
+
+    2 if a file or a secret is not usable, 1 if Postgres refuses a hand-over.
+    """
+    parser = argparse.ArgumentParser(prog="python -m mlops.alerting.evaluator")
+    parser.add_argument(
+        "--hand-over",
+        action="store_true",
+        help="forget all states and end the alerts that fire, since Grafana watches from now on"
+        " (the evaluator must be stopped); then end",
+    )
+    options = parser.parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
     )
@@ -298,14 +323,27 @@ def main() -> int:
     def end(number: int, frame: FrameType | None) -> None:
         stop.set()
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
     try:
+        if options.hand_over:
+            return _hand_over(get_settings())
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
         run(get_settings(), stop)
     except (UnsupportedRuleError, MissingSecretError) as error:
         log.error("%s", error)
         return 2
     log.info("stopped")
+    return 0
+
+
+def _hand_over(settings: Settings) -> int:
+    try:
+        with connect(settings=settings) as connection:
+            forgotten = hand_over(connection)
+    except psycopg2.Error as error:
+        print(f"nothing is handed over: {str(error).strip()}", file=sys.stderr)
+        return 1
+    print(f"handed over to Grafana: the states of {forgotten} alerts are forgotten")
     return 0
 
 

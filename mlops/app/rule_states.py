@@ -1,7 +1,8 @@
 """The defined alert rules and how each stands: what Grafana's alert list shows, without Grafana.
 
-It reads the rules' files and two tables, and never evaluates a rule. The evaluator writes every
-state (`ops.alert_states`); Grafana keeps its own, and what it posted stands in `ops.alerts`.
+It reads the rules' files and three tables, and never evaluates a rule. The evaluator writes every
+state (`ops.alert_states`) and when it evaluated (`ops.evaluations`); Grafana keeps its own, and
+what it posted stands in `ops.alerts`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from psycopg2.extensions import connection as Connection
 from mlops.alerting.heartbeat import OLDEST_S, heartbeat_path
 from mlops.alerting.rules import (
     RULES_FOLDER,
+    Rule,
     UnsupportedRuleError,
     load_provisioning,
     load_titles,
@@ -60,18 +62,27 @@ class RuleState:
     alerts: tuple[Alert, ...]
 
 
-def evaluator_watches(connection: Connection, settings: Settings) -> bool:
-    """Return whether the evaluator has looked at the rules lately.
+def evaluator_watches(
+    connection: Connection, settings: Settings, folder: Path = RULES_FOLDER
+) -> bool:
+    """Return whether the evaluator has looked at the rules of `folder` lately.
 
-    Its heartbeat says so, and where that lies in another container, the states that it keeps.
+    Its heartbeat says so, and where that lies in another container, the evaluations that it noted.
     """
     with suppress(OSError):
         if time.time() - heartbeat_path(settings).stat().st_mtime < OLDEST_S:
             return True
     latest = read_rows(
-        connection, "SELECT max(evaluated_at) AS at FROM ops.alert_states", "alert states"
+        connection, "SELECT max(evaluated_at) AS at FROM ops.evaluations", "evaluations"
     )["at"].iloc[0]
-    return bool(pd.notna(latest) and time.time() - latest.timestamp() < OLDEST_S)
+    if pd.isna(latest):
+        return False
+    try:
+        # It looks every second, but evaluates a rule only once in its interval.
+        shortest = min(rule.interval for rule in _rules(folder))
+    except UnsupportedRuleError:
+        return False  # it does not start with these
+    return bool(time.time() - latest.timestamp() < OLDEST_S + shortest.total_seconds())
 
 
 def read_rule_states(
@@ -105,16 +116,21 @@ def read_rule_states(
 def _defined(folder: Path) -> dict[str, tuple[str, str]]:
     """Return title and condition of each rule, by its uid."""
     try:
-        # Contact points are not shown, so what they name may be anything.
-        names = dict.fromkeys(("MLOPS_LISTENER_URL", "MLOPS_WEBHOOK_TOKEN"), "")
         return {
             rule.uid: (
                 rule.title,
                 f"{'above' if rule.comparison == 'gt' else 'below'} {rule.threshold:g}"
                 f" for {rule.lasting.total_seconds():g} s",
             )
-            for rule in load_provisioning(names, folder).rules
+            for rule in _rules(folder)
         }
     except UnsupportedRuleError:
         # Rules that only Grafana evaluates: their titles are known all the same.
         return {title: (title, "") for title in sorted(load_titles(folder))}
+
+
+def _rules(folder: Path) -> list[Rule]:
+    """Return the rules that the evaluator would evaluate. Raises UnsupportedRuleError."""
+    # Contact points are not shown, so what they name may be anything.
+    names = dict.fromkeys(("MLOPS_LISTENER_URL", "MLOPS_WEBHOOK_TOKEN"), "")
+    return load_provisioning(names, folder).rules

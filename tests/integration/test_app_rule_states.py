@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
-from mlops.alerting.heartbeat import beat, heartbeat_path
-from mlops.alerting.rules import RULES_FOLDER, UnsupportedRuleError
+from mlops.alerting.evaluator import Evaluator
+from mlops.alerting.heartbeat import beat
+from mlops.alerting.rules import (
+    RULES_FOLDER,
+    UnsupportedRuleError,
+    load_provisioning,
+    provisioning_environment,
+)
 from mlops.app.rule_states import evaluator_watches, read_rule_states
 from mlops.database import connect
 from mlops.settings import Settings
@@ -55,20 +61,45 @@ def test_states_are_those_of_whoever_watches(database: Settings) -> None:
     assert [(alert.state, alert.value) for alert in received.alerts] == [("firing", None)]
 
 
-def test_the_evaluator_watches_where_its_heartbeat_or_its_states_are_fresh(
-    database: Settings,
+def watches(settings: Settings, folder: Path = RULES_FOLDER) -> bool:
+    with connect(role="grafana", settings=settings) as connection:
+        return evaluator_watches(connection, settings, folder)
+
+
+def evaluate(settings: Settings, at: datetime, folder: Path = RULES_FOLDER) -> None:
+    """Let an evaluator look once, as one in another container does: without a heartbeat here."""
+    provisioning = load_provisioning(provisioning_environment(settings), folder)
+    evaluator = Evaluator(provisioning, settings)
+    evaluator.tick(at)
+    assert (evaluator.away, evaluator.states) == (set(), [])
+
+
+def test_the_evaluator_watches_where_its_heartbeat_is_fresh(database: Settings) -> None:
+    assert not watches(database)
+    database.state_dir.mkdir()
+    beat(database, [])
+    assert watches(database)
+
+
+def test_the_evaluator_watches_though_no_alert_has_a_state(database: Settings) -> None:
+    now = datetime.now(timezone.utc)
+    evaluate(database, now - timedelta(minutes=2))
+    assert not watches(database)
+    evaluate(database, now)
+    assert watches(database)
+
+
+def test_a_rule_that_is_evaluated_seldom_is_watched_all_the_same(
+    database: Settings, tmp_path: Path
 ) -> None:
-    with connect(settings=database) as connection:
-        assert not evaluator_watches(connection, database)
-        database.state_dir.mkdir()
-        beat(database, [])
-        assert evaluator_watches(connection, database)
-        heartbeat_path(database).unlink()
-    write_states(database)
-    with connect(settings=database) as connection, connection.cursor() as cursor:
-        assert evaluator_watches(connection, database)
-        cursor.execute("UPDATE ops.alert_states SET evaluated_at = now() - interval '1 minute'")
-        assert not evaluator_watches(connection, database)
+    folder = shutil.copytree(RULES_FOLDER, tmp_path / "rules")
+    path = folder / "prediction_drift.yaml"
+    path.write_text(path.read_text().replace("    interval: 10s", "    interval: 1m", 1))
+    now = datetime.now(timezone.utc)
+    evaluate(database, now - timedelta(seconds=59), folder)
+    assert watches(database, folder)
+    evaluate(database, now - timedelta(minutes=2), folder)
+    assert not watches(database, folder)
 
 
 def test_a_rule_without_an_alert_is_normal(database: Settings) -> None:

@@ -18,7 +18,7 @@ import requests
 import yaml
 from pydantic import SecretStr
 
-from mlops.alerting.evaluator import Evaluator, QueryError, main, to_samples
+from mlops.alerting.evaluator import Evaluator, QueryError, hand_over, main, to_samples
 from mlops.alerting.rules import RULES_FOLDER, load_provisioning, provisioning_environment
 from mlops.database import connect
 from mlops.settings import ROOT, Settings
@@ -299,6 +299,91 @@ def test_a_result_that_is_no_time_series_is_an_error(
         to_samples(rule, names, [row])
 
 
+def evaluations(settings: Settings) -> dict[str, datetime]:
+    return {
+        uid: at.astimezone(timezone.utc)
+        for uid, at in execute(settings, "SELECT rule_uid, evaluated_at FROM ops.evaluations")
+    }
+
+
+def test_each_evaluation_of_a_rule_is_recorded(
+    database: Settings, start: Callable[[], Evaluator]
+) -> None:
+    execute(
+        database,
+        "INSERT INTO ops.evaluations (rule_uid, evaluated_at) VALUES ('taken_away', %s)",
+        START,
+    )
+    evaluator = start()
+    play(evaluator, 0, 9)  # one evaluation, without any alert
+    assert evaluations(database) == {"prediction_drift": START}
+    play(evaluator, 10, 19)
+    assert evaluations(database) == {"prediction_drift": START + timedelta(seconds=10)}
+
+
+def test_an_evaluation_that_cannot_be_recorded_keeps_the_states_as_they_were(
+    database: Settings, start: Callable[[], Evaluator]
+) -> None:
+    deploy(database, "1")
+    month(database, "2009-03", 0.55)
+    evaluator = start()
+    execute(database, "ALTER TABLE ops.evaluations ADD CONSTRAINT closed CHECK (false)")
+    try:
+        play(evaluator, 0, 0)
+        assert evaluator.away == {"Postgres"}
+        assert execute(database, "SELECT 1 FROM ops.alert_states") == []
+    finally:
+        execute(database, "ALTER TABLE ops.evaluations DROP CONSTRAINT closed")
+    play(evaluator, 1, 1)
+    assert evaluator.away == set()
+    assert execute(database, "SELECT state FROM ops.alert_states") == [("pending",)]
+
+
+def test_a_hand_over_forgets_states_and_evaluations_and_ends_what_fires(
+    database: Settings, start: Callable[[], Evaluator]
+) -> None:
+    deploy(database, "1")
+    month(database, "2009-03", 0.55)
+    evaluator = start()
+    play(evaluator, 0, 20)
+    (state,) = evaluator.states
+    for fingerprint in (state.fingerprint, "another's"):
+        execute(
+            database,
+            "INSERT INTO ops.alerts (fingerprint, starts_at, status, rule, body)"
+            " VALUES (%s, %s, 'firing', 'Prediction drift', '{}')",
+            fingerprint,
+            START,
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "mlops.alerting.evaluator", "--hand-over"],
+        cwd=ROOT,
+        env={**os.environ, **database.environment()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout == "handed over to Grafana: the states of 1 alerts are forgotten\n"
+    assert dict(execute(database, "SELECT fingerprint, status FROM ops.alerts")) == {
+        state.fingerprint: "resolved",
+        "another's": "firing",
+    }
+    assert execute(database, "SELECT 1 FROM ops.alert_states") == []
+    assert evaluations(database) == {}
+    with connect(settings=database) as connection:
+        assert hand_over(connection) == 0  # once more does no harm
+
+
+def test_a_hand_over_says_that_postgres_is_away(
+    database: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = database.model_copy(update={"postgres_port": database.mage_port})
+    monkeypatch.setattr("mlops.alerting.evaluator.get_settings", lambda: away)
+    assert main(["--hand-over"]) == 1
+    assert f"port {database.mage_port}" in capsys.readouterr().err
+
+
 def test_a_series_is_reduced_to_its_last_value_and_nulls_are_dropped(database: Settings) -> None:
     (rule,) = load_provisioning(provisioning_environment(database)).rules
     rows = [
@@ -354,7 +439,7 @@ def test_without_a_token_it_says_which_secret_is_missing(
     without = database.model_copy(update={"webhook_token": token})
     monkeypatch.setattr("mlops.alerting.evaluator.get_settings", lambda: without)
     monkeypatch.setattr("mlops.alerting.evaluator.signal.signal", lambda *_: None)
-    assert main() == 2
+    assert main([]) == 2
     assert "MLOPS_WEBHOOK_TOKEN is not set" in caplog.text
 
 
