@@ -136,8 +136,8 @@ def hand_over(configuration: dict[str, Any]) -> int:
     ):
         if code := run(step):
             print(
-                "the evaluator has not handed over, so Grafana is not started: see above, and"
-                " `make compose-up` tries again",
+                "the evaluator has not handed over, so Grafana is not started, and nobody may be"
+                " watching the rules: mend what is said above, then `make compose-up` again",
                 file=sys.stderr,
             )
             return code

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,7 @@ with open(os.path.join(folder, "answers.json")) as answers:
             sys.exit(code)
 """
 
-SERVICES = ("evaluator", "grafana", "listener", "postgres", "streamlit")
+SERVICES = ("evaluator", "grafana", "listener", "mage", "postgres", "streamlit")
 HAND_OVER = (
     "--profile evaluator run --rm --no-deps -T --entrypoint python evaluator"
     " -m mlops.alerting.evaluator --hand-over"
@@ -42,16 +43,13 @@ class Docker:
 
     def __init__(self, folder: Path, watcher: str) -> None:
         self.folder = folder
-        configuration = {
-            "services": {
-                name: {"image": f"{name}:1", "environment": {}, "volumes": []} for name in SERVICES
-            }
-            | {"mage": {"image": "mage:1", "environment": {}, "volumes": []}}
+        services: dict[str, Any] = {
+            name: {"image": f"{name}:1", "environment": {}, "volumes": []} for name in SERVICES
         }
-        environment = configuration["services"]["streamlit"]["environment"]
-        environment["MLOPS_GRAFANA"] = "off" if watcher == "evaluator" else "auto"
+        watching = "off" if watcher == "evaluator" else "auto"
+        services["streamlit"]["environment"]["MLOPS_GRAFANA"] = watching
         self.answers: dict[str, tuple[int, str]] = {
-            "config --format json": (0, json.dumps(configuration))
+            "config --format json": (0, json.dumps({"services": services}))
         }
         script = folder / "docker"
         script.write_text(STAND_IN.replace("{python}", sys.executable))
