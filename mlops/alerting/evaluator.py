@@ -120,7 +120,8 @@ class Evaluator:
             samples = None
             self._say_down(f"query of {rule.title!r}", error)
         after = advance(rule, before, samples, now)
-        self._store(rule, after, evaluated_at=now)
+        # A query that failed was no evaluation: the page says then that nobody judges the rule.
+        self._store(rule, after, evaluated_at=None if samples is None else now)
         self._states[rule.uid] = after
         _log_changes(before, after)
 

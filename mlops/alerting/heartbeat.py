@@ -49,4 +49,4 @@ def heartbeat_complaint(settings: Settings) -> str | None:
         return "has not looked at its rules yet"
     if age > OLDEST_S:
         return f"has not looked at its rules for {age:.0f} s"
-    return f"degraded: {away} away" if away else None
+    return f"degraded: {away} does not answer, or fails: see its log" if away else None

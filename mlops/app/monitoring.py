@@ -22,7 +22,12 @@ from psycopg2.extensions import connection as Connection
 from mlops.alerting.rules import UnsupportedRuleError
 from mlops.app import charts, panels
 from mlops.app.elsewhere import grafana_address
-from mlops.app.rule_states import RuleState, evaluator_watches, read_rule_states
+from mlops.app.rule_states import (
+    NOT_EVALUATED,
+    RuleState,
+    evaluator_watches,
+    read_rule_states,
+)
 from mlops.database import connect
 from mlops.monitoring.dashboards import (
     DASHBOARDS_FOLDER,
@@ -331,7 +336,7 @@ def show_rules(connection: Connection, colours: charts.Palette) -> None:
     settings = get_settings()
     grafana = grafana_address(settings)
     watches = evaluator_watches(connection, settings)
-    for rule in read_rule_states(connection, watches):
+    for rule in read_rule_states(connection, watches, grafana is not None):
         show_rule(rule, colours)
     if grafana is not None:
         st.markdown(f"[All states, in Grafana]({grafana}/alerting/list)")
@@ -344,7 +349,7 @@ def show_rules(connection: Connection, colours: charts.Palette) -> None:
 
 def show_rule(rule: RuleState, colours: charts.Palette) -> None:
     """Show one rule, and below it what fires or is about to."""
-    tones = {"firing": "red", "pending": "orange", "normal": "green"}
+    tones = {"firing": "red", "pending": "orange", "normal": "green", NOT_EVALUATED: "orange"}
     tone = panels.color(tones[rule.state], colours)
     lines = [
         f'<div><b style="color: {tone}">{rule.state}</b> {escape(rule.title)}'

@@ -539,7 +539,10 @@ def lines(
             "hovertemplate": f"%{{x|%d %b %H:%M}}: %{{customdata}}<extra>{_escaped(shown)}</extra>",
         }
         if style.custom.draw_style == "bars":
-            figure.add_bar(**drawn, marker={"color": shade}, width=_bar_ms(frame[time]))
+            # From its moment on, as Grafana draws them: an hour's rows come after its beginning.
+            offset = 0 if style.custom.bar_alignment == 1 else None
+            width = _bar_ms(frame[time])
+            figure.add_bar(**drawn, marker={"color": shade}, width=width, offset=offset)
             continue
         dashed = style.custom.line_style.fill in {"dash", "dot"}
         figure.add_scatter(

@@ -42,6 +42,9 @@ RECEIVED = (
 )
 
 
+NOT_EVALUATED = "not evaluated"
+
+
 @dataclass(frozen=True)
 class Alert:
     """One label set of a rule that is pending or fires; `labels` in words."""
@@ -54,7 +57,10 @@ class Alert:
 
 @dataclass(frozen=True)
 class RuleState:
-    """A defined rule: `state` is firing, pending, or normal; `condition` empty if not known."""
+    """A defined rule; `condition` is empty if it is not known.
+
+    `state` is firing, pending, normal, or NOT_EVALUATED: nobody watches it, or its query fails.
+    """
 
     title: str
     condition: str
@@ -86,13 +92,19 @@ def evaluator_watches(
 
 
 def read_rule_states(
-    connection: Connection, evaluator_watches: bool, folder: Path = RULES_FOLDER
+    connection: Connection,
+    evaluator_watches: bool,
+    grafana_watches: bool = False,
+    folder: Path = RULES_FOLDER,
 ) -> list[RuleState]:
     """Return all rules of `folder`, with the states that the evaluator or the listener noted.
 
     Raises UnsupportedRuleError, naming the file, if the rules cannot be read, and PanelQueryError.
     """
     known = _defined(folder)
+    watched = set(known) if grafana_watches and not evaluator_watches else set()
+    if evaluator_watches:
+        watched = _evaluated(connection, folder)
     frame = read_rows(connection, EVALUATED if evaluator_watches else RECEIVED, "alert states")
     rows = frame.to_dict("records")
     states = []
@@ -108,9 +120,26 @@ def read_rule_states(
             if row["rule"] in (uid, title)
         )
         worst = {alert.state for alert in alerts}
-        state = next((each for each in ("firing", "pending") if each in worst), "normal")
+        calm = "normal" if uid in watched else NOT_EVALUATED
+        state = next((each for each in ("firing", "pending") if each in worst), calm)
         states.append(RuleState(title, condition, state, alerts))
     return states
+
+
+def _evaluated(connection: Connection, folder: Path) -> set[str]:
+    """Return the uids of the rules that the evaluator has evaluated within their interval."""
+    noted = read_rows(connection, "SELECT rule_uid, evaluated_at FROM ops.evaluations", "states")
+    latest = {row["rule_uid"]: row["evaluated_at"] for row in noted.to_dict("records")}
+    now = time.time()
+    try:
+        return {
+            rule.uid
+            for rule in _rules(folder)
+            if rule.uid in latest
+            and now - latest[rule.uid].timestamp() < OLDEST_S + rule.interval.total_seconds()
+        }
+    except UnsupportedRuleError:
+        return set()
 
 
 def _defined(folder: Path) -> dict[str, tuple[str, str]]:

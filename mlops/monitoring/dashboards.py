@@ -194,6 +194,7 @@ class Custom(_Part):
     """The keys under `custom` that change what a reader sees."""
 
     draw_style: str = "line"
+    bar_alignment: int = 0
     fill_opacity: float = 0
     line_style: _LineStyle = _LineStyle()
     thresholds_style: _ThresholdsStyle = _ThresholdsStyle()

@@ -289,6 +289,7 @@ def run_backup(options: argparse.Namespace) -> int:
 def run_restore(options: argparse.Namespace) -> int:
     """Fill an empty state from a backup."""
     settings = _settings()
+    backup.check(options.folder)
     with _only_one(settings):
         if processes.supervisor_pid(settings) is not None:
             console.print("[red]the stack runs: `make down` first[/]")
@@ -482,7 +483,8 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
         raise
     postgres.migrate(settings)
     # Looked at before too, but then the database may not have run.
-    for line in (problems := checks.card_problems(settings)):
+    problems = [*checks.card_problems(settings), *checks.alert_query_problems(settings, wanted)]
+    for line in problems:
         console.print(f"[red]{escape(line)}[/]")
     if problems:
         processes.stop_all(settings)
@@ -545,6 +547,8 @@ def _show_failure(settings: Settings, health: Health) -> None:
     for line in last_lines(settings, name):
         console.print(f"  {escape(line)}")
     console.print(f"  ({processes.log_path(settings, name)})\n")
+    if name == "grafana":
+        console.print("the alert evaluator can watch instead: MLOPS_GRAFANA=off make up\n")
 
 
 def _show_addresses(settings: Settings, wanted: list[Service]) -> None:

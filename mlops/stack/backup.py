@@ -7,9 +7,11 @@ what Mage keeps of logins. The passwords of `.env` are not: roles get today's at
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,11 +39,13 @@ def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] 
         raise BackupError(f"{folder} is there already: name another folder")
     if not postgres.is_ready(settings):
         raise BackupError("PostgreSQL does not run, which must be asked: `make up` starts it")
-    draft = folder.with_name(f"{folder.name}.part")
     try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        draft.chmod(0o700)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: two backups at once must not write into one draft. For its owner only.
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise BackupError(f"{folder} cannot be written: {error.strerror}") from error
+    try:
         for database in DATABASES:
             progress(f"database {database}")
             _run(
@@ -57,6 +61,7 @@ def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] 
             "made_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "postgres": postgres.VERSION,
             "card": settings.card,
+            "files": _checksums(draft),
         }
         (draft / _MANIFEST).write_text(json.dumps(facts, indent=2) + "\n")
         draft.rename(folder)
@@ -67,17 +72,32 @@ def back_up(settings: Settings, folder: Path, progress: Callable[[str], object] 
     return folder
 
 
+def check(folder: Path) -> None:
+    """Raise BackupError unless `folder` is a whole backup that this PostgreSQL can read."""
+    try:
+        facts: dict[str, Any] = json.loads((folder / _MANIFEST).read_text())
+        version, expected = int(facts["postgres"]), dict(facts["files"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BackupError(f"{folder} is no backup: it has no readable {_MANIFEST}") from error
+    if version > postgres.VERSION:
+        raise BackupError(
+            f"{folder} was made by PostgreSQL {version}, this one is {postgres.VERSION}: restore "
+            "it with the project's version that made it"
+        )
+    found = _checksums(folder)
+    for name, checksum in expected.items():
+        if name not in found:
+            raise BackupError(f"{folder} is not whole: {name} is missing; take another backup")
+        if found[name] != checksum:
+            raise BackupError(f"{folder} is damaged: {name} has changed; take another backup")
+
+
 def restore(settings: Settings, folder: Path, progress: Callable[[str], object] = print) -> None:
     """Fill the state, which must be empty, from the backup in `folder`; the stack must be down.
 
     If it fails, the state is empty as before. Raises BackupError.
     """
-    facts = _manifest(folder)
-    if facts["postgres"] > postgres.VERSION:
-        raise BackupError(
-            f"{folder} was made by PostgreSQL {facts['postgres']}, this one is "
-            f"{postgres.VERSION}: restore it with the project's version that made it"
-        )
+    check(folder)
     folders = _folders(settings)
     mine = [postgres.data_dir(settings), folders["mlflow-artifacts"]]
     mine += [path for path in state.written(settings) if path != settings.state_dir]
@@ -126,12 +146,17 @@ def _folders(settings: Settings) -> dict[str, Path]:
     }
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads((folder / _MANIFEST).read_text())
-        return {"postgres": int(facts["postgres"])}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise BackupError(f"{folder} is no backup: it has no readable {_MANIFEST}") from error
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file below `folder`, by its path there; links are not followed."""
+    checksums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            checksums[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return checksums
 
 
 def _run(settings: Settings, program: str, *arguments: str) -> None:

@@ -51,6 +51,7 @@ def problems(settings: Settings, services: Iterable[Service], own_ports: set[int
         *alert_rule_problems(
             settings, evaluated=any(each.name == "evaluator" for each in services)
         ),
+        *alert_query_problems(settings, services),
         *folder_problems(settings),
         *disk_problems(settings),
         *port_problems(services, own_ports),
@@ -135,6 +136,33 @@ def alert_rule_problems(
     except UnsupportedRuleError as error:
         return [str(error)]
     return []
+
+
+def alert_query_problems(
+    settings: Settings, services: Iterable[Service], folder: Path = RULES_FOLDER
+) -> list[str]:
+    """Return a line for each rule of `folder` whose query the database would refuse.
+
+    Only where the evaluator watches, and the database answers: Grafana knows macros.
+    """
+    if not any(each.name == "evaluator" for each in services):
+        return []
+    found = []
+    try:
+        rules = load_provisioning(provisioning_environment(settings), folder).rules
+        for rule in rules:
+            with connect(role="grafana", settings=settings) as connection:
+                try:
+                    connection.cursor().execute(f"EXPLAIN {rule.sql}")
+                except psycopg2.errors.OperationalError:
+                    raise
+                except psycopg2.Error as error:
+                    reason = str(error).strip().splitlines()[0]
+                    found.append(f"{rule.file}: the query of {rule.title!r} fails: {reason}")
+                connection.rollback()
+    except (UnsupportedRuleError, psycopg2.OperationalError, MissingSecretError):
+        return found  # what is wrong with a file stands in its own line
+    return found
 
 
 def folder_problems(settings: Settings) -> list[str]:

@@ -373,6 +373,8 @@ def show_addresses(demo: Demo) -> None:
         ("Mage", settings.mage_url),
         ("MLflow", settings.mlflow_url),
         ("Streamlit", settings.streamlit_url),
+        ("Monitoring", f"{settings.streamlit_url}/monitoring"),
+        *([("Grafana", settings.grafana_url)] if remembered(settings) else []),
         ("predict", settings.predict_url),
     ):
         addresses.add_row(name, url)

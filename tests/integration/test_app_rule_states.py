@@ -17,7 +17,7 @@ from mlops.alerting.rules import (
     load_provisioning,
     provisioning_environment,
 )
-from mlops.app.rule_states import evaluator_watches, read_rule_states
+from mlops.app.rule_states import NOT_EVALUATED, evaluator_watches, read_rule_states
 from mlops.database import connect
 from mlops.settings import Settings
 
@@ -102,10 +102,23 @@ def test_a_rule_that_is_evaluated_seldom_is_watched_all_the_same(
     assert not watches(database, folder)
 
 
-def test_a_rule_without_an_alert_is_normal(database: Settings) -> None:
-    with connect(role="grafana", settings=database) as connection:
-        (rule,) = read_rule_states(connection, evaluator_watches=True)
-    assert (rule.state, rule.alerts) == ("normal", ())
+def state_of(settings: Settings, evaluator: bool, grafana: bool = False) -> str:
+    with connect(role="grafana", settings=settings) as connection:
+        (rule,) = read_rule_states(connection, evaluator, grafana)
+    assert rule.alerts == ()
+    return rule.state
+
+
+def test_a_rule_without_an_alert_is_normal_only_if_somebody_evaluates_it(
+    database: Settings,
+) -> None:
+    assert state_of(database, evaluator=True) == NOT_EVALUATED  # added since the evaluator started
+    assert state_of(database, evaluator=False) == NOT_EVALUATED
+    assert state_of(database, evaluator=False, grafana=True) == "normal"
+    evaluate(database, datetime.now(timezone.utc), RULES_FOLDER)
+    assert state_of(database, evaluator=True) == "normal"
+    evaluate(database, datetime.now(timezone.utc) - timedelta(minutes=2), RULES_FOLDER)
+    assert state_of(database, evaluator=True) == NOT_EVALUATED
 
 
 def test_rules_that_only_grafana_evaluates_are_listed_by_title(

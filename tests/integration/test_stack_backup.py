@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg2
@@ -59,7 +60,7 @@ def test_a_restored_state_holds_all_that_was_backed_up_and_guards_it_alike(folde
     with postgres.running(old):
         fill(old)
         made = backup.back_up(old, folder / "backup")
-    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".backup.*"))
     assert made.stat().st_mode & 0o077 == 0
 
     new = make_settings(folder / "new")  # other passwords, too
@@ -89,13 +90,54 @@ def test_a_state_that_holds_anything_is_not_overwritten(folder: Path) -> None:
         assert run(old, "mlops", "SELECT id FROM ops.retrains") == ("r1",)
 
 
-def test_a_restore_that_fails_leaves_the_state_empty(folder: Path) -> None:
+@pytest.mark.parametrize("part", ["mage.dump", "payloads/3/model.json"])
+def test_a_backup_that_is_not_whole_is_refused_before_anything_is_restored(
+    folder: Path, part: str
+) -> None:
+    old = filled(folder)
+    with postgres.running(old):
+        fill(old)
+        made = backup.back_up(old, folder / "backup")
+    new = make_settings(folder / "new")
+    content = (made / part).read_bytes()
+    (made / part).write_bytes(content[1:])
+    with pytest.raises(backup.BackupError, match=f"damaged: {part}"):
+        backup.restore(new, made)
+    (made / part).unlink()
+    with pytest.raises(backup.BackupError, match=f"not whole: {part}"):
+        backup.restore(new, made)
+    assert not postgres.data_dir(new).exists()
+
+
+def test_of_two_backups_into_one_folder_one_is_whole_and_the_other_says_so(folder: Path) -> None:
+    old = filled(folder)
+
+    def attempt(number: int) -> str:
+        try:
+            return str(backup.back_up(old, folder / "backup"))
+        except backup.BackupError as error:
+            return str(error)
+
+    with postgres.running(old):
+        fill(old)
+        with ThreadPoolExecutor(2) as pool:
+            said = sorted(pool.map(attempt, range(2)), key=len)
+    assert said[0] == str(folder / "backup")
+    assert "cannot be written" in said[1] or "there already" in said[1]
+    backup.check(folder / "backup")
+    assert not list(folder.glob(".backup.*"))
+
+
+def test_a_restore_that_fails_leaves_the_state_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = filled(folder)
     with postgres.running(old):
         fill(old)
         made = backup.back_up(old, folder / "backup")
     whole = (made / "mage.dump").read_bytes()
     (made / "mage.dump").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(backup, "check", lambda folder: None)  # as if that had not seen it
     new = make_settings(folder / "new")
     with pytest.raises(backup.BackupError, match="pg_restore"):
         backup.restore(new, made)

@@ -14,9 +14,12 @@ import psycopg2
 import pytest
 from pydantic import SecretStr
 
+from mlops.alerting.rules import RULES_FOLDER
 from mlops.database import connect, database_url
 from mlops.settings import ROOT, Settings
+from mlops.stack import checks
 from mlops.stack import postgres as server
+from mlops.stack.services import services
 from tests.fixtures.postgres import make_settings
 
 PREDICTION = (
@@ -205,6 +208,24 @@ def test_data_of_another_version_is_refused_with_the_way_out(folder: Path) -> No
     (data / "PG_VERSION").write_text("16\n")
     with pytest.raises(server.PostgresError, match=r"PostgreSQL 16.*make clean"):
         server.initialise(settings)
+
+
+def test_a_rule_whose_query_fails_is_named_before_anybody_evaluates_it(
+    database: Settings, tmp_path: Path
+) -> None:
+    evaluator = [each for each in services(database) if each.name == "evaluator"]
+    assert checks.alert_query_problems(database, evaluator) == []
+    folder = shutil.copytree(RULES_FOLDER, tmp_path / "rules")
+    path = folder / "prediction_drift.yaml"
+    path.write_text(path.read_text().replace("SELECT update_time", "SELEC update_time"))
+    (line,) = checks.alert_query_problems(database, evaluator, folder)
+    assert "prediction_drift.yaml" in line
+    assert "'Prediction drift'" in line
+    assert "syntax error" in line
+    # Grafana, where it watches, knows queries of its own; a server that is down says nothing.
+    assert checks.alert_query_problems(database, [], folder) == []
+    down = database.model_copy(update={"postgres_port": database.mage_port})
+    assert checks.alert_query_problems(down, evaluator, folder) == []
 
 
 def test_a_server_whose_owner_is_no_superuser_is_brought_to_the_same(folder: Path) -> None:

@@ -96,7 +96,9 @@ def test_the_evaluator_is_well_while_it_looks_and_reaches_what_it_needs(tmp_path
     beat(settings, set())
     assert complaint("evaluator", settings) is None
     beat(settings, {"Postgres"})
-    assert complaint("evaluator", settings) == "degraded: Postgres away"
+    assert complaint("evaluator", settings) == (
+        "degraded: Postgres does not answer, or fails: see its log"
+    )
     beat(settings, set())
     long_ago = time.time() - OLDEST_S - 1
     os.utime(heartbeat_path(settings), (long_ago, long_ago))
