@@ -44,11 +44,11 @@ clean: ready ## Stop everything and delete all state, models included; YES=1 doe
 	@$(stack) clean $(if $(YES),--yes)
 
 backup: ready ## Copy databases, models and reports of the running stack to FOLDER=backups/<now>
-	@$(stack) backup $(FOLDER)
+	@$(stack) backup $(if $(FOLDER),"$(FOLDER)")
 
 restore: ready ## Fill an empty state from a backup: FOLDER=backups/2026-01-31T12-00-00
 	@test -n "$(FOLDER)" || { echo "which backup? make restore FOLDER=backups/..." >&2; exit 2; }
-	@$(stack) restore $(FOLDER)
+	@$(stack) restore "$(FOLDER)"
 
 demo: ## Set up, start, and run the whole loop once
 	@started=$$(date +%s) && scripts/bootstrap && \
