@@ -90,6 +90,8 @@ def _describe(feature: Feature, column: pd.Series) -> dict[str, Any]:
         "description": feature.description,
         "missing": list(feature.missing),
         "required": True,
+        # The calendar moves by itself: next month is no news in a window of the last six.
+        "warn": feature.drift,
     }
     if feature.kind == "number":
         known = column.dropna()

@@ -202,6 +202,17 @@ def test_answers_the_unusual_and_warns_of_it(
     assert all(each["field"] in each["message"] for each in warnings[1]["warnings"])
 
 
+def test_warns_of_no_month_that_has_come_since(
+    lone_api: PredictServer, record: dict[str, Any]
+) -> None:
+    card, *_ = exported(0)
+    calendar = {each.name: each.kind for each in card.features if not each.drift}
+    assert calendar
+    later = {name: 4000 if kind == "number" else "later" for name, kind in calendar.items()}
+    answered = lone_api.post({**record, **later}).json()["predictions"][0]
+    assert answered["warnings"] == []
+
+
 def test_reads_null_and_the_cards_markers_as_missing(
     lone_api: PredictServer, record: dict[str, Any]
 ) -> None:

@@ -64,11 +64,14 @@ def test_describes_fields_by_card_and_fitting_rows() -> None:
     assert inputs["age"] == {
         "name": "age", "kind": "number", "description": "Age of the customer", "unit": "years",
         "min": 18, "max": 95, "median": 40, "integer": True, "missing": [], "required": True,
+        "warn": True,
     }  # fmt: skip
     assert inputs["job"] == {
         "name": "job", "kind": "category", "description": "Kind of job",
         "values": ["admin.", "maid"], "mode": "admin.", "missing": ["unknown"], "required": True,
+        "warn": True,
     }  # fmt: skip
+    assert inputs["month"]["warn"] is False  # the calendar moves by itself
     assert described["reference"]["age"] == 40
     assert described["reference"]["job"] == "admin."
     assert set(described["reference"]) == set(described["onnx"]["inputs"]) == set(inputs)

@@ -103,6 +103,7 @@ class Input:
         self.is_number = spec["kind"] == "number"
         self.required: bool = spec.get("required", True)
         self.integer: bool = spec.get("integer", False)
+        self.warns: bool = spec.get("warn", True)
         self.low, self.high = spec.get("min"), spec.get("max")
         self.values = frozenset(spec.get("values", ()))
         # Texts that mean missing; for a number also the numbers that they write ("-1" and -1).
@@ -141,6 +142,8 @@ class Input:
 
     def warn(self, value: float | int | str) -> str | None:
         """Return what is unusual about a value that is answered all the same, or None."""
+        if not self.warns:
+            return None
         if isinstance(value, str):
             if value not in self.values:
                 return f"{self.name} was never {_shown(value)} in training"
