@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from mlops.settings import Settings, get_settings  # noqa: E402
 
 IMAGES = ROOT / "images"
+MONITORING_HEIGHT = 4500
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -46,7 +47,7 @@ def take_models(page: Page, settings: Settings) -> None:
 
 
 def take_monitoring(page: Page, settings: Settings) -> None:
-    page.set_viewport_size({"width": 1440, "height": 3500})
+    page.set_viewport_size({"width": 1440, "height": MONITORING_HEIGHT})
     page.goto(f"{settings.streamlit_url}/monitoring")
     page.get_by_role("heading", name="Who asks?").wait_for(timeout=60_000)
     page.wait_for_selector("[data-testid=stSkeleton]", state="detached", timeout=60_000)
@@ -55,10 +56,13 @@ def take_monitoring(page: Page, settings: Settings) -> None:
     bottom = page.locator("[class*='st-key-band-']").last.bounding_box()
     assert bottom is not None
     tall = int(bottom["y"] + bottom["height"]) + 32
-    page.screenshot(
-        path=IMAGES / "streamlit-monitoring.png",
-        clip={"x": 0, "y": 0, "width": 1440, "height": min(tall, 3500)},
-    )
+    middle = page.get_by_role("heading", name="What has the loop done?").bounding_box()
+    assert middle is not None
+    for name, height in (("", middle["y"] - 16), ("-all", min(tall, MONITORING_HEIGHT))):
+        page.screenshot(
+            path=IMAGES / f"streamlit-monitoring{name}.png",
+            clip={"x": 0, "y": 0, "width": 1440, "height": height},
+        )
 
 
 def take_mage(page: Page, settings: Settings) -> None:
