@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from html import escape
@@ -102,6 +103,18 @@ class Databases:
         raise PanelQueryError(f"database {database}", self._away[database])
 
 
+@dataclass(frozen=True)
+class View:
+    """What one look at a dashboard is drawn from, the same for each of its panels."""
+
+    board: Dashboard
+    databases: Databases
+    choices: dict[str, list[str]]
+    span: Span
+    marks: dict[str, pd.DataFrame]
+    colours: charts.Palette
+
+
 @lru_cache(maxsize=16)
 def _load(path: Path, changed_ns: int) -> Dashboard:
     return load_dashboard(path)
@@ -181,7 +194,7 @@ def show_sections(
 ) -> None:
     """Draw every panel where the file has it; one that fails says so in its place."""
     colours = charts.palette(st.context.theme.type)
-    marks = read_marks(board, databases, span)
+    view = View(board, databases, choices, span, read_marks(board, databases, span), colours)
     for section in board.sections:
         with _opened(section):
             for number, band in enumerate(panels.bands(section.panels)):
@@ -191,7 +204,7 @@ def show_sections(
                     name = f"cell-w{cell.width}-{board.uid}-{cell.panels[0].id}"
                     with row.container(key=name):
                         for panel in cell.panels:
-                            show_panel(panel, board, databases, choices, span, marks, colours)
+                            show_panel(panel, view)
 
 
 def _opened(section: Section) -> st.delta_generator.DeltaGenerator:
@@ -203,9 +216,7 @@ def _opened(section: Section) -> st.delta_generator.DeltaGenerator:
     return st.container()
 
 
-def read_marks(
-    board: Dashboard, databases: Databases, span: Span
-) -> dict[str, pd.DataFrame] | None:
+def read_marks(board: Dashboard, databases: Databases, span: Span) -> dict[str, pd.DataFrame]:
     """Return the marks over time by colour; without them, charts are drawn all the same."""
     marks: dict[str, pd.DataFrame] = {}
     for annotation in board.annotations:
@@ -219,36 +230,20 @@ def read_marks(
     return marks
 
 
-def show_panel(
-    panel: Panel,
-    board: Dashboard,
-    databases: Databases,
-    choices: dict[str, list[str]],
-    span: Span,
-    marks: dict[str, pd.DataFrame] | None,
-    colours: charts.Palette,
-) -> None:
+def show_panel(panel: Panel, view: View) -> None:
     """Draw one panel with its title and description."""
     with st.container(border=not panel.transparent, height="stretch", gap="xsmall"):
         if panel.title:
             st.markdown(f"**{panel.title}**", help=panel.description or None)
         try:
-            draw(panel, board, databases, choices, span, marks, colours)
+            draw(panel, view)
         except PanelQueryError as error:
             st.warning(f"Not read from database {panel.database or 'mlops'}: {error.reason}.")
         except (panels.PanelError, DashboardError, UnsupportedRuleError) as error:
             st.warning(str(error))
 
 
-def draw(
-    panel: Panel,
-    board: Dashboard,
-    databases: Databases,
-    choices: dict[str, list[str]],
-    span: Span,
-    marks: dict[str, pd.DataFrame] | None,
-    colours: charts.Palette,
-) -> None:
+def draw(panel: Panel, view: View) -> None:
     """Draw what is inside a panel. Raises what its query, its rows or its file are the cause of."""
     if not panel.known:
         st.info(
@@ -260,22 +255,22 @@ def draw(
         show_text(panel)
         return
     if panel.type == "alertlist":
-        show_rules(databases["mlops"], colours)
+        show_rules(view.databases["mlops"], view.colours)
         return
-    frame = read_panel(databases[str(panel.database)], panel, choices, span)
-    key = f"panel-{board.uid}-{panel.id}"
+    frame = read_panel(view.databases[str(panel.database)], panel, view.choices, view.span)
+    key = f"panel-{view.board.uid}-{panel.id}"
     if frame.empty:
         st.caption(panel.no_value)
         return
     if panel.type == "stat":
-        show_cards(panels.cards(panel, frame, colours))
+        show_cards(panels.cards(panel, frame, view.colours))
     elif panel.type == "table":
-        show_table(panel, frame, colours, key)
+        show_table(panel, frame, view.colours, key)
     else:
         figure = (
-            panels.bars(panel, frame, colours)
+            panels.bars(panel, frame, view.colours)
             if panel.type == "barchart"
-            else panels.lines(panel, frame, colours, marks, span)
+            else panels.lines(panel, frame, view.colours, view.marks, view.span)
         )
         st.plotly_chart(figure, config=charts.CONFIG, key=key, alt=panel.description or None)
     if frame.attrs["cut"]:

@@ -150,16 +150,16 @@ def alert_query_problems(
     found = []
     try:
         rules = load_provisioning(provisioning_environment(settings), folder).rules
-        for rule in rules:
-            with connect(role="grafana", settings=settings) as connection:
+        with connect(role="grafana", settings=settings) as connection:
+            for rule in rules:
                 try:
                     connection.cursor().execute(f"EXPLAIN {rule.sql}")
-                except psycopg2.errors.OperationalError:
+                except psycopg2.OperationalError:
                     raise
                 except psycopg2.Error as error:
                     reason = str(error).strip().splitlines()[0]
                     found.append(f"{rule.file}: the query of {rule.title!r} fails: {reason}")
-                connection.rollback()
+                    connection.rollback()
     except (UnsupportedRuleError, psycopg2.OperationalError, MissingSecretError):
         return found  # what is wrong with a file stands in its own line
     return found

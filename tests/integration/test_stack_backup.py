@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,14 +12,6 @@ from mlops.database import connect
 from mlops.settings import Settings
 from mlops.stack import backup, postgres, state
 from tests.fixtures.postgres import make_settings
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
-    path = Path(tempfile.mkdtemp(prefix="mlops-backup-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def run(settings: Settings, role: str, statement: str, database: str = "mlops") -> object:

@@ -6,8 +6,6 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg2
@@ -27,13 +25,6 @@ PREDICTION = (
     " (request_id, row, made_at, period, model_version, features, probability)"
     " VALUES ('a', 0, now(), '2009-03-01', '1', '{}', 0.5) ON CONFLICT DO NOTHING"
 )
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="mlops-postgres-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def run(settings: Settings, role: str, statement: str, database: str = "mlops") -> None:
