@@ -21,6 +21,7 @@ from mlops.settings import Settings
 from mlops.stack import postgres, state
 
 DATABASES = ("mlops", "mlflow", "mage")
+_DUMPS = tuple(f"{database}.dump" for database in DATABASES)
 _MANIFEST = "backup.json"
 
 
@@ -85,8 +86,8 @@ def check(folder: Path) -> None:
             "it with the project's version that made it"
         )
     found = _checksums(folder)
-    for name, checksum in expected.items():
-        if name not in found:
+    for name, checksum in {**dict.fromkeys(_DUMPS), **expected}.items():
+        if name not in found or name not in expected:
             raise BackupError(f"{folder} is not whole: {name} is missing; take another backup")
         if found[name] != checksum:
             raise BackupError(f"{folder} is damaged: {name} has changed; take another backup")

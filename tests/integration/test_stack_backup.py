@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -100,20 +101,29 @@ def test_a_backup_that_is_not_whole_is_refused_before_anything_is_restored(
 
 def test_of_two_backups_into_one_folder_one_is_whole_and_the_other_says_so(folder: Path) -> None:
     old = filled(folder)
+    first_has_dumped, second_is_dumping = threading.Event(), threading.Event()
+    first_has_ended = threading.Event()
 
-    def attempt(number: int) -> str:
-        try:
-            return str(backup.back_up(old, folder / "backup"))
-        except backup.BackupError as error:
-            return str(error)
+    def first_goes_on(part: str) -> None:
+        if part == "mlflow-artifacts":
+            first_has_dumped.set()
+            assert second_is_dumping.wait(30)
 
-    with postgres.running(old):
+    def second_goes_on(part: str) -> None:
+        if part == "database mlflow":
+            second_is_dumping.set()
+            assert first_has_ended.wait(30)
+
+    with postgres.running(old), ThreadPoolExecutor(2) as pool:
         fill(old)
-        with ThreadPoolExecutor(2) as pool:
-            said = sorted(pool.map(attempt, range(2)), key=len)
-    assert said[0] == str(folder / "backup")
-    assert "cannot be written" in said[1] or "there already" in said[1]
-    backup.check(folder / "backup")
+        first = pool.submit(backup.back_up, old, folder / "backup", first_goes_on)
+        assert first_has_dumped.wait(30)
+        second = pool.submit(backup.back_up, old, folder / "backup", second_goes_on)
+        made = first.result(60)
+        first_has_ended.set()
+        with pytest.raises(backup.BackupError, match="cannot be written"):
+            second.result(60)
+    backup.check(made)
     assert not list(folder.glob(".backup.*"))
 
 
