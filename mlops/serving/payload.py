@@ -138,15 +138,20 @@ def render_payload(
     draft = payloads_dir / f".{version}.{uuid.uuid4().hex[:8]}.new"
     draft.mkdir()
     try:
-        for template in sorted(TEMPLATES.iterdir()):
-            if template.is_file():
-                shutil.copyfile(template, draft / template.name)
+        # copyfile: a payload is written with the rights of today's umask, not the clone's.
+        shutil.copytree(
+            TEMPLATES,
+            draft,
+            dirs_exist_ok=True,
+            copy_function=shutil.copyfile,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
         (draft / "model.onnx").write_bytes(onnx)
         (draft / "model.json").write_bytes(
             orjson.dumps(model_json, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         )
-        for file in draft.iterdir():
-            _to_disk(file)
+        for path in draft.rglob("*"):
+            _to_disk(path)
         if final.exists():
             old = payloads_dir / f".{version}.{uuid.uuid4().hex[:8]}.old"
             final.rename(old)

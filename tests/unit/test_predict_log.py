@@ -1,39 +1,20 @@
-"""The spool of the predict API where its disk or its database fails at the worst moment.
-
-Flask is of the services' environment, and the spool needs none: it is stood in for here.
-"""
+"""The spool of the predict API where its disk or its database fails at the worst moment."""
 
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
-from unittest.mock import MagicMock
 
 import orjson
 import psycopg2
 import pytest
 
-from mlops.settings import ROOT
-
-
-@pytest.fixture(scope="module")
-def predict() -> Iterator[Any]:
-    """The module as a payload has it."""
-    path = ROOT / "mlops" / "serving" / "templates" / "predict.py"
-    spec = importlib.util.spec_from_file_location("predict_template", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("flask", "werkzeug", "werkzeug.exceptions"):
-            patch.setitem(sys.modules, name, MagicMock())
-        spec.loader.exec_module(module)
-        yield module
+from predictor import prediction_log
+from predictor.errors import LogUnavailable
+from predictor.prediction_log import PredictionLog
 
 
 def no_connection() -> NoReturn:
@@ -41,9 +22,9 @@ def no_connection() -> NoReturn:
 
 
 @pytest.fixture
-def log(predict: Any, tmp_path: Path) -> Iterator[Any]:
+def log(tmp_path: Path) -> Iterator[Any]:
     """A log whose thread has ended: the test ships itself."""
-    log = predict.PredictionLog(tmp_path / "spool", no_connection, max_bytes=10_000)
+    log = PredictionLog(tmp_path / "spool", no_connection, max_bytes=10_000)
     log._stop.set()
     log._thread.join()
     yield log
@@ -89,7 +70,7 @@ def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
 
 
 def test_a_full_disk_for_refused_rows_is_waited_for_and_leaves_no_half_line(
-    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+    log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries: list[int] = []
 
@@ -107,7 +88,7 @@ def test_a_full_disk_for_refused_rows_is_waited_for_and_leaves_no_half_line(
     log._close_segment()
     rejected = log.folder / "rejected" / "requests.jsonl"
     with monkeypatch.context() as disk:
-        disk.setattr(predict.os, "write", half)
+        disk.setattr(prediction_log.os, "write", half)
         log._ship()
         assert "no space" in log.error
         assert rejected.read_bytes() == b""
@@ -138,7 +119,7 @@ def test_nothing_refused_makes_no_file_of_refused_rows(log: Any, monkeypatch: An
 
 
 def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
-    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+    log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log.append(entry("answered"))
     write = os.write
@@ -151,18 +132,18 @@ def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
         raise OSError(errno.EIO, "input/output error")
 
     with monkeypatch.context() as disk:
-        disk.setattr(predict.os, "write", half)
-        disk.setattr(predict.os, "ftruncate", fails)
-        with pytest.raises(predict.LogUnavailable, match="no space"):
+        disk.setattr(prediction_log.os, "write", half)
+        disk.setattr(prediction_log.os, "ftruncate", fails)
+        with pytest.raises(LogUnavailable, match="no space"):
             log.append(entry("refused"))
     log.append(entry("after"))
     log._close_segment()
-    taken = [line for path in log._closed() for line in predict._lines(path)]
+    taken = [line for path in log._closed() for line in prediction_log._lines(path)]
     assert sorted(orjson.loads(line)["request_id"] for line in taken) == ["after", "answered"]
 
 
 def test_a_half_line_is_undone_where_the_disk_allows_it(
-    predict: Any, log: Any, monkeypatch: pytest.MonkeyPatch
+    log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log.append(entry("answered"))
     write = os.write
@@ -172,8 +153,8 @@ def test_a_half_line_is_undone_where_the_disk_allows_it(
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as disk:
-        disk.setattr(predict.os, "write", half)
-        with pytest.raises(predict.LogUnavailable, match="no space"):
+        disk.setattr(prediction_log.os, "write", half)
+        with pytest.raises(LogUnavailable, match="no space"):
             log.append(entry("refused"))
     log.append(entry("after"))
     log._close_segment()

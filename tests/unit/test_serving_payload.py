@@ -30,6 +30,7 @@ from tests.fixtures.predict import SERVICES_PYTHON, make_rows
 CARD = load_card("bank_marketing")
 FILES = {
     "predict.py",
+    "predictor",
     "predict.dockerfile",
     "requirements.txt",
     "gunicorn.conf.py",

@@ -16,6 +16,8 @@ _folder = _link.resolve(strict=True)
 sys.dont_write_bytecode = True  # a payload stays as it was rendered
 _others = [path for path in sys.path if not (Path(path) / "model.onnx").exists()]
 sys.path[:] = [str(_folder), *_others]  # after a reload the payload before this one is gone
+for _name in [name for name in sys.modules if name.partition(".")[0] == "predictor"]:
+    del sys.modules[_name]  # the master imports its worker class, and hands it on to workers
 os.environ["PREDICT_PAYLOAD"] = str(_link)
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime 1.31 starts it when it is imported
 

@@ -12,6 +12,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps -r requirem
 
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin predict \
     && install -d -o predict -g predict -m 700 /var/lib/predict
+COPY predictor ./predictor
 COPY predict.py gunicorn.conf.py model.onnx model.json ./
 RUN python predict.py
 

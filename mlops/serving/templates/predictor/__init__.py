@@ -1,0 +1,1 @@
+"""The parts of the predict API; `predict.py` beside this package puts them together."""

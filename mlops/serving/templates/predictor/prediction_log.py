@@ -1,0 +1,344 @@
+"""The log of predictions: answers on their way to Postgres, safe on disk before they are sent."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psycopg2
+import psycopg2.extras
+
+from predictor.errors import LogUnavailable, PayloadError
+
+SHIP_SECONDS = 0.2
+SHIP_ROWS = 5_000
+MAX_WAITING_SEGMENTS = 20
+SEGMENT_BYTES = 4 * 1024 * 1024
+
+logger = logging.getLogger("predict")
+
+
+class PredictionLog:
+    """Answers on their way to Postgres; on disk before they are sent, gone only when committed.
+
+    Each worker appends to a segment of its own (`*.open`, held by a file lock as long as its worker
+    lives), closed a moment later under a name that tells its rows (`*-<rows>.ready`). One worker of
+    all that share the spool, whoever holds `ship.lock`, ships: closed segments and those whose
+    worker is dead. A line is one request, so a repeat after a crash meets its own primary key and
+    does nothing. The lines survive the kill of a worker, not the loss of power: there is no fsync.
+    """
+
+    def __init__(self, folder: Path, connect: Callable[[], Any], max_bytes: int) -> None:
+        self.folder, self.connect, self.max_bytes = folder, connect, max_bytes
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / "rejected").mkdir(exist_ok=True)
+        self.error: str | None = None
+        self._lock = threading.Lock()
+        self._segment: tuple[int, Path] | None = None
+        self._rows = self._bytes = 0
+        self._spooled_bytes = self._waiting_segments = 0
+        self._ship_lock = os.open(self.folder / "ship.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        self._leads = False
+        self._connection: Any = None
+        self._not_before = 0.0
+        self._delay = 0.0
+        self._stop = threading.Event()
+        self._measure()
+        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Put one request's answers on disk; raises LogUnavailable if there is no room."""
+        line = orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)
+        with self._lock:
+            if self._spooled_bytes + self._bytes + len(line) > self.max_bytes:
+                raise LogUnavailable(
+                    f"the spool holds {self._spooled_bytes / 2**20:.1f} MB that Postgres has not"
+                    f" taken yet, its limit is {self.max_bytes / 2**20:.1f} MB"
+                )
+            try:
+                if self._segment is None:
+                    self._open_segment()
+                assert self._segment is not None
+                descriptor, _ = self._segment
+                view = memoryview(line)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            except OSError as fault:
+                self._undo_half_line()
+                raise LogUnavailable(f"the spool cannot be written: {fault}") from fault
+            self._bytes += len(line)
+            self._rows += len(entry["rows"])
+
+    def _undo_half_line(self) -> None:
+        """Cut the segment after its last whole line, or leave it to the shipper, which does so."""
+        if self._segment is None:
+            return
+        descriptor, path = self._segment
+        try:
+            os.ftruncate(descriptor, self._bytes)
+        except OSError as fault:
+            logger.error("%s is given up, with its whole lines: %s", path.name, fault)
+            self._segment = None
+            self._spooled_bytes += self._bytes
+            self._rows = self._bytes = 0
+            with suppress(OSError):
+                os.close(descriptor)  # its lock goes, as if its worker were dead
+
+    def pending(self) -> int:
+        """Return the number of answered rows that are not in Postgres yet."""
+        with self._lock:
+            own = self._segment[1] if self._segment else None
+            rows = self._rows
+        for path in self.folder.iterdir():
+            if path.suffix == ".ready":
+                rows += _rows_of(path)
+            elif path.suffix == ".open" and path != own:
+                try:
+                    rows += sum(len(orjson.loads(line)["rows"]) for line in _lines(path))
+                except (FileNotFoundError, orjson.JSONDecodeError):
+                    continue  # closed or shipped meanwhile
+        return rows
+
+    def rejected(self) -> int:
+        """Return the number of requests that Postgres refused for good, kept in `rejected/`."""
+        return sum(1 for path in (self.folder / "rejected").iterdir() for _ in _lines(path))
+
+    def close(self, patience: float = 5.0) -> None:
+        """Close the segment and ship what there is, waiting at most `patience` seconds."""
+        self._stop.set()
+        self._thread.join(timeout=patience)
+        self._close_segment()
+        self._not_before = 0.0
+        until = time.monotonic() + patience
+        while not self._thread.is_alive() and time.monotonic() < until:
+            if self._lead():
+                self._ship()
+                break
+            time.sleep(0.05)  # another worker ships; it may be leaving as well
+        if self._connection is not None:
+            self._connection.close()
+        os.close(self._ship_lock)
+
+    def _run(self) -> None:
+        while not self._stop.wait(SHIP_SECONDS):
+            try:
+                if self._waiting_segments < MAX_WAITING_SEGMENTS or self._bytes > SEGMENT_BYTES:
+                    self._close_segment()
+                if self._lead():
+                    self._ship()
+                self._measure()
+            except Exception as fault:  # the log must outlive any single fault
+                self.error = f"{type(fault).__name__}: {fault}"
+                logger.exception("prediction log")
+
+    def _open_segment(self) -> None:
+        hidden = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.new"
+        descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        # Locked before it gets the name that others look for: a lock that can be had means that
+        # the owner is dead.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        path = hidden.with_suffix(".open")
+        hidden.rename(path)
+        self._segment = (descriptor, path)
+        self._rows = self._bytes = 0
+
+    def _close_segment(self) -> None:
+        with self._lock:
+            if self._segment is None or not self._rows:
+                return
+            descriptor, path = self._segment
+            path.rename(path.with_name(f"{path.stem}-{self._rows}.ready"))
+            os.close(descriptor)
+            self._segment = None
+            self._spooled_bytes += self._bytes
+            self._rows = self._bytes = 0
+
+    def _measure(self) -> None:
+        size = waiting = 0
+        with self._lock:
+            own = self._segment[1] if self._segment else None
+        for path in self.folder.iterdir():
+            try:
+                if path.is_file() and path != own:
+                    size += path.stat().st_size
+                    waiting += path.suffix == ".ready"
+            except FileNotFoundError:
+                continue
+        self._spooled_bytes, self._waiting_segments = size, waiting
+
+    def _lead(self) -> bool:
+        if not self._leads:
+            self._leads = locked(self._ship_lock)
+        return self._leads
+
+    def _ship(self) -> None:
+        if time.monotonic() < self._not_before:
+            return
+        try:
+            batch: list[Path] = []
+            rows = 0
+            for path in self._closed():
+                batch.append(path)
+                rows += _rows_of(path)
+                if rows >= SHIP_ROWS:
+                    self._ship_segments(batch)
+                    batch, rows = [], 0
+            if batch:
+                self._ship_segments(batch)
+            self.error, self._delay = None, 0.0
+        except (psycopg2.Error, OSError) as fault:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            if self.error is None:
+                whose = "the disk" if isinstance(fault, OSError) else "Postgres"
+                logger.warning("predictions wait on disk, %s does not take them: %s", whose, fault)
+            self.error = str(fault).strip().splitlines()[0] if str(fault) else repr(fault)
+            self._delay = min(max(0.5, self._delay * 2), 10.0)
+            self._not_before = time.monotonic() + self._delay
+
+    def _closed(self) -> Iterator[Path]:
+        """Yield the segments that nobody writes any more, dead workers' ones among them."""
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix == ".ready":
+                yield path
+            elif path.suffix in (".open", ".new"):
+                try:
+                    descriptor = os.open(path, os.O_RDONLY)
+                except FileNotFoundError:
+                    continue
+                try:
+                    # A .new one is locked a moment after it is made; young ones are left alone.
+                    if path.suffix == ".new" and time.time() - path.stat().st_mtime < 60:
+                        continue
+                    if locked(descriptor) and path.exists():
+                        rows = sum(line.count(b'"request_id"') for line in _lines(path))
+                        orphan = path.with_name(f"{path.stem}-{rows}.ready")
+                        path.rename(orphan)
+                        yield orphan
+                except FileNotFoundError:
+                    continue
+                finally:
+                    os.close(descriptor)
+
+    def _ship_segments(self, paths: list[Path]) -> None:
+        lines = [line for path in paths for line in _lines(path)]
+        try:
+            self._insert(lines)
+        except (psycopg2.DataError, psycopg2.IntegrityError, ValueError, KeyError):
+            refused = []
+            for line in lines:
+                try:
+                    self._insert([line])
+                except (psycopg2.DataError, psycopg2.IntegrityError, ValueError, KeyError) as fault:
+                    refused.append((line, fault))
+            # Only now: if Postgres goes away on the way, all lines come again.
+            if refused:
+                self._keep_aside(b"".join(line for line, _ in refused))
+            for _, reason in refused:
+                logger.error("a logged request is refused for good, kept aside: %s", reason)
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+    def _keep_aside(self, lines: bytes) -> None:
+        """Append to `rejected/` all of the lines or none: what the disk refuses comes again."""
+        # Not buffered: a buffer would be written once more when the file is closed.
+        with (self.folder / "rejected" / "requests.jsonl").open("ab", buffering=0) as rejected:
+            size = rejected.seek(0, os.SEEK_END)
+            try:
+                view = memoryview(lines)
+                while view:
+                    view = view[os.write(rejected.fileno(), view) :]
+            except OSError:
+                os.ftruncate(rejected.fileno(), size)
+                raise
+
+    def _insert(self, lines: list[bytes]) -> None:
+        rows = []
+        for line in lines:
+            entry = orjson.loads(line)
+            for number, (features, probability, warnings) in enumerate(entry["rows"]):
+                rows.append(
+                    (
+                        entry["request_id"],
+                        number,
+                        entry["made_at"],
+                        entry["period"],
+                        entry["purpose"],
+                        entry["version"],
+                        orjson.dumps(features).decode(),
+                        probability,
+                        warnings,
+                    )
+                )
+        if not rows:
+            return
+        if self._connection is None:
+            self._connection = self.connect()
+        with self._connection, self._connection.cursor() as cursor:
+            # No conflict target: naming one would need the right to read the table.
+            psycopg2.extras.execute_values(
+                cursor,
+                "INSERT INTO serving.predictions (request_id, row, made_at, period, purpose,"
+                " model_version, features, probability, warnings) VALUES %s ON CONFLICT DO NOTHING",
+                rows,
+                template="(%s, %s, %s, %s, %s, %s, %s::jsonb, %s, %s)",
+                page_size=1000,
+            )
+
+
+def locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _rows_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Return the complete lines; half a line belongs to a request that was never answered."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def open_log(environment: dict[str, str]) -> PredictionLog | None:
+    """Return the log that the environment asks for, or None if it names no database."""
+    dsn = environment.get("PREDICT_LOG_DSN")
+    password = environment.get("MLOPS_PREDICT_DB_PASSWORD")
+    if not dsn and not password:
+        logger.warning(
+            "predictions are NOT logged: no PREDICT_LOG_DSN, no MLOPS_PREDICT_DB_PASSWORD"
+        )
+        return None
+    state = environment.get("MLOPS_STATE_DIR")
+    if not state:
+        raise PayloadError("predictions are to be logged, but MLOPS_STATE_DIR (spool) is not set")
+    arguments: dict[str, Any] = {"connect_timeout": 5, "application_name": "predict"}
+    if dsn:
+        arguments["dsn"] = dsn
+    else:
+        arguments.update(
+            host=environment.get("MLOPS_POSTGRES_HOST", "127.0.0.1"),
+            port=environment.get("MLOPS_POSTGRES_PORT", "15432"),
+            sslmode=environment.get("MLOPS_POSTGRES_SSLMODE", "prefer"),
+            dbname="mlops",
+            user="predict",
+            password=password,
+        )
+    limit = int(float(environment.get("MLOPS_SPOOL_MAX_MB", "1024")) * 1024 * 1024)
+    return PredictionLog(
+        Path(state) / "spool", lambda: psycopg2.connect(**arguments), max_bytes=limit
+    )

@@ -1,0 +1,210 @@
+"""What one worker holds: the model that answers, the log, and the watch over `payloads/current`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from predictor.errors import LogUnavailable, PayloadError, RequestError
+from predictor.incoming import read_headers, read_json
+from predictor.model import Model, code_digest
+from predictor.prediction_log import PredictionLog, locked, open_log
+
+MAX_RECORDS = 10_000
+WATCH_SECONDS = 0.25
+RETRY_SECONDS = 5.0
+CHECK_SECONDS = 60.0
+
+logger = logging.getLogger("predict")
+
+
+class Service:
+    """What one worker holds: the model that answers, the log, and the watch over the link."""
+
+    def __init__(self, link: Path, environment: dict[str, str]) -> None:
+        self.link = link
+        self.environment = environment
+        self.model: Model | None = None
+        self.load_error: str | None = None
+        self.log: PredictionLog | None = None
+        self.workers = 1
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._seen: tuple[Any, ...] | None = None
+        self._retry_at = 0.0
+        self._last_good: Callable[[Path], None] = lambda folder: None
+        self._own_code = code_digest(Path(__file__).resolve().parents[1])
+        self._reload_lock: int | None = None
+
+    def load(self) -> None:
+        """Load the payload that the link names; raises PayloadError."""
+        self._seen = self._look()
+        self.model = Model(self.link.resolve(strict=True))
+        self._last_good(self.model.folder)
+
+    def start(self, workers: int = 1, fallback: Path | None = None, last_good: Any = None) -> None:
+        """Start logging and watching. A worker that finds a broken payload takes the `fallback`."""
+        self.workers = workers
+        self._last_good = last_good or self._last_good
+        try:
+            self.load()
+        except (PayloadError, OSError) as fault:
+            if fallback is None or not self.link.is_symlink():
+                raise
+            self._failed(fault)
+            self.model = Model(fallback)
+        self.log = open_log(self.environment)
+        if self.link.is_symlink():
+            self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
+            self._watcher.start()
+
+    def stop(self) -> None:
+        """Stop watching, and ship what is in the log."""
+        self._stop.set()
+        if self.log is not None:
+            self.log.close()
+
+    def _look(self) -> tuple[Any, ...] | None:
+        """Return what tells one payload from another, a replaced one of the same name included."""
+        try:
+            stat = (self.link / "model.json").stat()
+            target = str(self.link.readlink() if self.link.is_symlink() else self.link)
+        except OSError:
+            return None
+        return (target, stat.st_ino, stat.st_mtime_ns)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_SECONDS):
+            seen = self._look()
+            retry = self.load_error is not None and time.monotonic() >= self._retry_at
+            if seen == self._seen and not retry:
+                continue
+            self._seen = seen
+            try:
+                self._take(self.link.resolve(strict=True))
+                self.load_error = None
+            except Exception as fault:  # the old model goes on answering, whatever it was
+                self._failed(fault)
+
+    def _take(self, folder: Path) -> None:
+        new = Model(folder)
+        if new.code != self._own_code:
+            self._ask_for_new_workers(folder)
+            return
+        old, self.model = self.model, new
+        self._last_good(folder)
+        logger.info("version %s answers, it was %s", new.version, old.version if old else None)
+
+    def _ask_for_new_workers(self, folder: Path) -> None:
+        """Have gunicorn replace its workers, once the new code has proved that it runs."""
+        check = subprocess.run(
+            [sys.executable, "-B", str(folder / "predict.py")],
+            capture_output=True,
+            text=True,
+            timeout=CHECK_SECONDS,
+            check=False,
+        )
+        if check.returncode != 0:
+            last = (check.stderr.strip().splitlines() or ["no message"])[-1]
+            raise PayloadError(f"its predict.py does not run: {last}")
+        # One of the workers asks, whoever has the lock: a second SIGHUP would replace the new
+        # workers at once. The lock goes when this worker goes.
+        if self._reload_lock is not None:
+            os.close(self._reload_lock)
+        self._reload_lock = os.open(folder / "predict.py", os.O_RDONLY)
+        if locked(self._reload_lock):
+            logger.info("%s brings new code: reloading gunicorn", folder.name)
+            os.kill(os.getppid(), signal.SIGHUP)
+
+    def _failed(self, fault: Exception) -> None:
+        name = (self.link.readlink() if self.link.is_symlink() else self.link).name
+        error = f"{name}: {fault}"
+        if error != self.load_error:
+            logger.error("payload %s cannot be loaded, the old one goes on", error)
+        self.load_error = error
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+
+    # What the routes answer
+
+    def health(self) -> dict[str, Any]:
+        log: dict[str, Any] = {"enabled": self.log is not None, "pending": 0}
+        if self.log is not None:
+            log |= {
+                "pending": self.log.pending(),
+                "rejected": self.log.rejected(),
+                "error": self.log.error,
+            }
+        return {
+            "status": "ok" if self.load_error is None else "degraded",
+            "version": self.loaded().version,
+            "pid": os.getpid(),
+            "workers": self.workers,
+            "load_error": self.load_error,
+            "log": log,
+        }
+
+    def predict(self) -> dict[str, Any]:
+        model = self.loaded()  # one reference for the whole request: a swap does not touch it
+        request_id, period, purpose = read_headers()
+        body = read_json()
+        records = body if isinstance(body, list) else [body]
+        if not records:
+            raise RequestError("empty", "the list holds no record, expected 1 to 10,000")
+        if len(records) > MAX_RECORDS:
+            raise RequestError(
+                "too_many_records",
+                f"the list holds {len(records)} records, expected 1 to {MAX_RECORDS}",
+                status=413,
+            )
+        read = [model.read(record, row) for row, record in enumerate(records)]
+        probabilities = model.score([record for record, _ in read])
+        if self.log is not None:
+            try:
+                self.log.append(
+                    {
+                        "request_id": request_id,
+                        "made_at": datetime.now(timezone.utc).isoformat(),
+                        "period": period,
+                        "purpose": purpose,
+                        "version": model.version,
+                        "rows": [
+                            (record, probability, len(warnings))
+                            for (record, warnings), probability in zip(
+                                read, probabilities, strict=True
+                            )
+                        ],
+                    }
+                )
+            except LogUnavailable as fault:
+                # The one answer in 5xx: unlogged predictions would blind the monitor.
+                raise RequestError(
+                    "log_unavailable", f"not answered: {fault}", status=503, retry_after=10
+                ) from fault
+        return {
+            "request_id": request_id,
+            "version": model.version,
+            "predictions": [
+                {
+                    "probability": probability,
+                    "decision": model.decisions[probability >= model.threshold],
+                    "warnings": warnings,
+                }
+                for (_, warnings), probability in zip(read, probabilities, strict=True)
+            ],
+        }
+
+    def loaded(self) -> Model:
+        assert self.model is not None, "start() loads a model or raises"
+        return self.model
+
+    def card(self) -> bytes:
+        return self.loaded().card_json
