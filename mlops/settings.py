@@ -106,6 +106,26 @@ class Settings(BaseSettings):
     mage_trigger_token: SecretStr | None = Field(None, description="Token of Mage's API triggers.")
     webhook_token: SecretStr | None = Field(None, description="Bearer token of the listener.")
 
+    # The predict API
+    predict_api_key: SecretStr | None = Field(
+        None, description="Clients must then send it as a bearer token; empty: nobody is asked."
+    )
+    predict_rate_limit: float = Field(
+        0.0, ge=0, description="Requests a second of one client address; 0: as many as it likes."
+    )
+    predict_rate_burst: int = Field(
+        20, ge=1, description="Requests that a client may send at once before the rate counts."
+    )
+    predict_max_records: int = Field(10_000, ge=1, description="Records of one request.")
+    predict_max_body_mb: int = Field(10, ge=1, description="JSON of one request.")
+    predict_batch_max_mb: int = Field(4096, ge=1, description="A file of rows, once unpacked.")
+    predict_body_timeout_s: float = Field(
+        30.0, gt=0, description="How long a client may take to send a request."
+    )
+    exchange_dir: Path = Field(
+        ROOT / "data", description="Holds inbox, outbox and rejected, for files to be scored."
+    )
+
     # When the model is good enough, and when the world has moved
     prediction_drift_threshold: float = 0.1
     column_drift_threshold: float = 0.1
@@ -124,7 +144,13 @@ class Settings(BaseSettings):
     test_months: int = Field(3, description="Months after the window that test scores.")
 
     @field_validator(
-        "candidates", "state_dir", "payloads_dir", "reports_dir", "cache_dir", "grafana_home"
+        "candidates",
+        "state_dir",
+        "payloads_dir",
+        "reports_dir",
+        "cache_dir",
+        "grafana_home",
+        "exchange_dir",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:

@@ -184,10 +184,12 @@ def test_link_is_not_set_to_what_is_no_payload(tmp_path: Path) -> None:
 
 
 def test_api_imports_only_what_its_image_holds() -> None:
-    allowed = {"flask", "werkzeug", "numpy", "onnxruntime", "orjson", "psycopg2", "predict"}
+    installed = {"flask", "gunicorn", "werkzeug", "numpy", "onnxruntime", "orjson"}
+    installed |= {"prometheus_client", "psycopg2", "pyarrow"}
+    allowed = installed | {"predict", "predictor"}
     imported = set()
-    for name in ("predict.py", "gunicorn.conf.py"):
-        for node in ast.walk(ast.parse((TEMPLATES / name).read_text())):
+    for path in TEMPLATES.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -204,7 +206,7 @@ def test_image_installs_what_the_services_environment_runs() -> None:
 import re
 from importlib.metadata import distribution
 from packaging.requirements import Requirement
-versions, wanted = {}, "flask gunicorn numpy onnxruntime orjson psycopg2-binary".split()
+versions, wanted = {}, "flask gunicorn numpy onnxruntime orjson prometheus-client psycopg2-binary pyarrow".split()
 while wanted:
     name = re.sub("[-_.]+", "-", wanted.pop()).lower()
     if name not in versions:
