@@ -164,6 +164,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA data, serving, grafana, ops TO grafana;
 ALTER DEFAULT PRIVILEGES IN SCHEMA data, serving, grafana, ops GRANT SELECT ON TABLES TO grafana;
 GRANT USAGE ON SCHEMA serving TO predict;
 GRANT INSERT ON serving.predictions TO predict;
+-- It copies the log into a table of its own session first, since COPY knows no ON CONFLICT.
+GRANT TEMPORARY ON DATABASE mlops TO predict;
 
 -- A person ended it: its alerts are not tried again, as they are after a failure.
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS cancelled boolean NOT NULL DEFAULT false;

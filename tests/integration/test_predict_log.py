@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import orjson
 import psycopg2
 import pytest
 import requests
@@ -16,6 +15,7 @@ import requests
 from mlops.database import connect
 from mlops.serving.client import ApiUnavailable, PredictClient
 from mlops.settings import Settings
+from predictor.prediction_log import format_lines
 from tests.fixtures.postgres import free_ports
 from tests.fixtures.predict import PredictServer, make_payload
 from tests.fixtures.waiting import await_
@@ -28,7 +28,7 @@ def logged(settings: Settings, columns: str = "request_id") -> list[tuple[Any, .
 
 
 def spooled(server: PredictServer) -> int:
-    """Return the number of requests on disk."""
+    """Return the number of rows on disk."""
     return sum(path.read_bytes().count(b"\n") for path in server.spool.glob("*.*"))
 
 
@@ -164,7 +164,7 @@ def test_answers_without_postgres_and_ships_when_it_is_back(
         assert "refused" in health["error"]
     finally:
         server.stop()
-    assert spooled(server) == 30
+    assert spooled(server) == 60
 
     server.settings = database
     try:
@@ -245,30 +245,33 @@ def test_full_spool_refuses_rather_than_answer_unlogged(without_postgres: Predic
     finally:
         without_postgres.stop()
     assert accepted > 0
-    assert spooled(without_postgres) == accepted
+    assert spooled(without_postgres) == accepted * 10
 
 
 def test_row_that_postgres_refuses_is_kept_aside_and_blocks_nothing(
     predict_server: PredictServer,
 ) -> None:
-    poison = orjson.dumps(
-        {
-            "request_id": "poison",
-            "made_at": "2026-01-01T00:00:00+00:00",
-            "period": "2009-03-01",
-            "purpose": "no such purpose",
-            "version": "1",
-            "rows": [[{}, 0.5, 0]],
-        }
-    )
-    (predict_server.spool / "1-abc-1.ready").write_bytes(poison + b"\n")
+    at = "2026-01-01T00:00:00+00:00"
+    poison = format_lines("poison", at, "2009-03-01", "no such purpose", "1", [({}, 0.5, 0)])
+    (predict_server.spool / "1-abc-1.ready").write_bytes(poison)
     predict_server.post(predict_server.reference(), X_Request_Id="good")
     await_(lambda: logged(predict_server.settings) == [("good",)])
     await_(lambda: not list(predict_server.spool.glob("*.ready")))
-    aside = Path(predict_server.spool / "rejected" / "requests.jsonl").read_bytes()
-    assert orjson.loads(aside)["request_id"] == "poison"
+    aside = Path(predict_server.spool / "rejected" / "rows.tsv").read_bytes()
+    assert aside == poison
     health = requests.get(f"{predict_server.url}/health", timeout=10).json()
     assert health["log"]["rejected"] == 1
+
+
+def test_logs_text_that_the_spool_would_read_otherwise_as_it_came(
+    predict_server: PredictServer,
+) -> None:
+    hostile = ["a\tb", "back\\slash", "line\nbreak\r", "\\N", "\\.", 'quo"te', "\u2028é\x7f"]
+    record = predict_server.reference()
+    sent = [{**record, "job": text} for text in hostile]
+    assert predict_server.post(sent, X_Request_Id="hostile").ok
+    await_(lambda: len(logged(predict_server.settings)) == len(sent))
+    assert [row[0] for row in logged(predict_server.settings, "features")] == sent
 
 
 def test_api_may_add_predictions_and_nothing_else(database: Settings) -> None:

@@ -50,7 +50,6 @@ def test_predict_adds_predictions_and_repeating_one_is_harmless(database: Settin
         "INSERT INTO ops.alerts (fingerprint, starts_at, status, rule, body)"
         " VALUES ('a', now(), 'firing', 'r', '{}')",
         "CREATE TABLE public.own (n int)",
-        "CREATE TEMP TABLE own (n int)",
         "COPY serving.predictions TO PROGRAM 'cat'",
     ],
 )

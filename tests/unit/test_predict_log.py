@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import orjson
 import psycopg2
 import pytest
 
 from predictor import prediction_log
 from predictor.errors import LogUnavailable
-from predictor.prediction_log import PredictionLog
+from predictor.prediction_log import PredictionLog, format_lines
 
 
 def no_connection() -> NoReturn:
@@ -31,12 +30,19 @@ def log(tmp_path: Path) -> Iterator[Any]:
     log.close(patience=0)
 
 
-def entry(name: str) -> dict[str, Any]:
-    return {"request_id": name, "rows": [[{}, 0.5, 0]]}
+def append(log: Any, name: str, rows: int = 1) -> None:
+    """Log one request of so many rows."""
+    at = "2026-01-01T00:00:00+00:00"
+    answered = [({}, 0.5, 0)] * rows
+    log.append(format_lines(name, at, "2026-01-01", "live", "1", answered), rows)
+
+
+def name_of(line: bytes) -> str:
+    return line.split(b"\t")[0].decode()
 
 
 def names(path: Path) -> list[str]:
-    return [orjson.loads(line)["request_id"] for line in path.read_bytes().splitlines()]
+    return [name_of(line) for line in path.read_bytes().splitlines()]
 
 
 def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
@@ -46,7 +52,7 @@ def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
     away = True
 
     def insert(lines: list[bytes]) -> None:
-        found = [orjson.loads(line)["request_id"] for line in lines]
+        found = [name_of(line) for line in lines]
         if "poison" in found:
             raise psycopg2.DataError("no such purpose")
         if away and "last" in found:
@@ -55,7 +61,7 @@ def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
 
     monkeypatch.setattr(log, "_insert", insert)
     for name in ("first", "poison", "last"):
-        log.append(entry(name))
+        append(log, name)
     log._close_segment()
     (segment,) = log.folder.glob("*.ready")
     for _ in range(2):
@@ -65,7 +71,7 @@ def test_a_refused_row_is_kept_aside_once_though_postgres_goes_away_meanwhile(
     log._ship_segments([segment])
     assert not segment.exists()
     assert set(taken) == {"first", "last"}
-    assert names(log.folder / "rejected" / "requests.jsonl") == ["poison"]
+    assert names(log.folder / "rejected" / "rows.tsv") == ["poison"]
     assert log.rejected() == 1
 
 
@@ -84,9 +90,9 @@ def test_a_full_disk_for_refused_rows_is_waited_for_and_leaves_no_half_line(
 
     write = os.write
     monkeypatch.setattr(log, "_insert", insert)
-    log.append(entry("poison"))
+    append(log, "poison")
     log._close_segment()
-    rejected = log.folder / "rejected" / "requests.jsonl"
+    rejected = log.folder / "rejected" / "rows.tsv"
     with monkeypatch.context() as disk:
         disk.setattr(prediction_log.os, "write", half)
         log._ship()
@@ -112,7 +118,7 @@ def test_nothing_refused_makes_no_file_of_refused_rows(log: Any, monkeypatch: An
             raise psycopg2.IntegrityError("once")
 
     monkeypatch.setattr(log, "_insert", insert)
-    log.append(entry("taken"))
+    append(log, "taken", rows=2)
     log._close_segment()
     log._ship()
     assert not list((log.folder / "rejected").iterdir())
@@ -121,7 +127,7 @@ def test_nothing_refused_makes_no_file_of_refused_rows(log: Any, monkeypatch: An
 def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
     log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log.append(entry("answered"))
+    append(log, "answered")
     write = os.write
 
     def half(descriptor: int, data: bytes) -> int:
@@ -135,17 +141,17 @@ def test_a_disk_that_fails_even_to_undo_a_half_line_refuses_and_loses_nothing(
         disk.setattr(prediction_log.os, "write", half)
         disk.setattr(prediction_log.os, "ftruncate", fails)
         with pytest.raises(LogUnavailable, match="no space"):
-            log.append(entry("refused"))
-    log.append(entry("after"))
+            append(log, "refused")
+    append(log, "after")
     log._close_segment()
     taken = [line for path in log._closed() for line in prediction_log._lines(path)]
-    assert sorted(orjson.loads(line)["request_id"] for line in taken) == ["after", "answered"]
+    assert sorted(name_of(line) for line in taken) == ["after", "answered"]
 
 
 def test_a_half_line_is_undone_where_the_disk_allows_it(
     log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log.append(entry("answered"))
+    append(log, "answered")
     write = os.write
 
     def half(descriptor: int, data: bytes) -> int:
@@ -155,8 +161,43 @@ def test_a_half_line_is_undone_where_the_disk_allows_it(
     with monkeypatch.context() as disk:
         disk.setattr(prediction_log.os, "write", half)
         with pytest.raises(LogUnavailable, match="no space"):
-            log.append(entry("refused"))
-    log.append(entry("after"))
+            append(log, "refused")
+    append(log, "after")
     log._close_segment()
     (segment,) = log._closed()
     assert names(segment) == ["answered", "after"]
+
+
+def test_a_refused_row_takes_no_other_row_with_it(log: Any, monkeypatch: Any) -> None:
+    taken: list[str] = []
+
+    def insert(lines: list[bytes]) -> None:
+        if any(name_of(line).startswith("poison") for line in lines):
+            raise psycopg2.DataError("no such purpose")
+        taken.extend(name_of(line) for line in lines)
+
+    monkeypatch.setattr(log, "_insert", insert)
+    written = [f"poison-{number}" if number in (0, 6, 7) else str(number) for number in range(11)]
+    for name in written:
+        append(log, name)
+    log._close_segment()
+    log._ship()
+    assert taken == [name for name in written if not name.startswith("poison")]
+    assert names(log.folder / "rejected" / "rows.tsv") == ["poison-0", "poison-6", "poison-7"]
+
+
+def test_what_is_answered_is_flushed_to_the_disk_before_it_waits_to_be_shipped(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def flush(descriptor: int) -> None:
+        (path,) = log.folder.glob("*.open")
+        assert os.fstat(descriptor).st_ino == path.stat().st_ino
+        flushed.extend(names(path))
+
+    monkeypatch.setattr(prediction_log, "flush", flush)
+    append(log, "answered")
+    log._close_segment()
+    assert flushed == ["answered"]
+    assert len(list(log.folder.glob("*.ready"))) == 1

@@ -206,7 +206,8 @@ def test_image_installs_what_the_services_environment_runs() -> None:
 import re
 from importlib.metadata import distribution
 from packaging.requirements import Requirement
-versions, wanted = {}, "flask gunicorn numpy onnxruntime orjson prometheus-client psycopg2-binary pyarrow".split()
+wanted = "flask gunicorn numpy onnxruntime orjson prometheus-client psycopg2-binary pyarrow".split()
+versions = {}
 while wanted:
     name = re.sub("[-_.]+", "-", wanted.pop()).lower()
     if name not in versions:

@@ -17,7 +17,7 @@ from typing import Any
 from predictor.errors import LogUnavailable, PayloadError, RequestError
 from predictor.incoming import read_headers, read_json
 from predictor.model import Model, code_digest
-from predictor.prediction_log import PredictionLog, locked, open_log
+from predictor.prediction_log import PredictionLog, format_lines, locked, open_log
 
 MAX_RECORDS = 10_000
 WATCH_SECONDS = 0.25
@@ -169,21 +169,18 @@ class Service:
         probabilities = model.score([record for record, _ in read])
         if self.log is not None:
             try:
-                self.log.append(
-                    {
-                        "request_id": request_id,
-                        "made_at": datetime.now(timezone.utc).isoformat(),
-                        "period": period,
-                        "purpose": purpose,
-                        "version": model.version,
-                        "rows": [
-                            (record, probability, len(warnings))
-                            for (record, warnings), probability in zip(
-                                read, probabilities, strict=True
-                            )
-                        ],
-                    }
+                lines = format_lines(
+                    request_id,
+                    datetime.now(timezone.utc).isoformat(),
+                    period,
+                    purpose,
+                    model.version,
+                    [
+                        (record, probability, len(warnings))
+                        for (record, warnings), probability in zip(read, probabilities, strict=True)
+                    ],
                 )
+                self.log.append(lines, len(read))
             except LogUnavailable as fault:
                 # The one answer in 5xx: unlogged predictions would blind the monitor.
                 raise RequestError(
