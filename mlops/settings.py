@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         30.0, gt=0, description="How long a client may take to send a request."
     )
     exchange_dir: Path = Field(
-        ROOT / "data", description="Holds inbox, outbox and rejected, for files to be scored."
+        ROOT / "data", description="Holds inbox, outbox, rejected, done: files to be scored."
     )
 
     # When the model is good enough, and when the world has moved

@@ -158,6 +158,28 @@ CREATE TABLE IF NOT EXISTS ops.evaluations (
     evaluated_at timestamptz NOT NULL
 );
 
+-- Every file of data/inbox/ that was looked into: scored to data/outbox/, or rejected with its reason.
+-- `runs` counts the times that it was scored to the end: a file put in again whose result was taken
+-- away is scored again, and logged as the new request that it is.
+CREATE TABLE IF NOT EXISTS ops.scored_files (
+    sha256      text NOT NULL CHECK (sha256 ~ '^[0-9a-f]{64}$'), -- of the content
+    name        text NOT NULL,
+    status      text NOT NULL CHECK (status IN ('scoring', 'success', 'rejected')),
+    request_id  text NOT NULL,
+    bytes       bigint NOT NULL,
+    runs        integer NOT NULL DEFAULT 0,
+    version     text,
+    rows        bigint,
+    scored      bigint,
+    rejected    bigint,
+    predictions text, -- path below the exchange folder, such as outbox/customers.csv
+    reason      text,
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    PRIMARY KEY (sha256, name)
+);
+CREATE INDEX IF NOT EXISTS scored_files_by_time ON ops.scored_files (started_at);
+
 -- The panels' role reads everything and writes nothing; the API's role adds predictions only.
 GRANT USAGE ON SCHEMA data, serving, grafana, ops TO grafana;
 GRANT SELECT ON ALL TABLES IN SCHEMA data, serving, grafana, ops TO grafana;
