@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,9 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 Record = Mapping[str, Any]
+
+# Called with what is under way ("sending" in bytes, "scoring" in rows), how much is done, of how much.
+Progress = Callable[[str, int, int], None]
 
 _PROBES = 8
 _POLL_S = 0.1
@@ -107,6 +111,30 @@ class PredictClient:
             headers["X-Period"] = period
         body = orjson.dumps(records, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
         return self._call("POST", "/predict", data=body, headers=headers)
+
+    def score_file(
+        self,
+        source: Path,
+        predictions: Path,
+        rejected: Path,
+        request_id: str | None = None,
+        period: str | None = None,
+        purpose: str = "live",
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Score the rows of `source` and return the API's `summary` of it.
+
+        That is `{"request_id", "version", "rows", "scored", "rejected"}`. The format is told by the
+        name: .csv, .ndjson, .parquet, the first two also with .gz. `predictions` gets the scored
+        rows in the same format (packed if its own name ends in .gz), `rejected` a line of JSON
+        (`line, field, code, message`) for each bad row; it is empty if there is none. Both are
+        written beside their names and renamed when the summary has come: whoever finds them, finds
+        them whole. Memory does not grow with the file.
+
+        Raises ValueError for a name of another ending, ApiError for what the API refuses as a whole
+        (nothing is written then), ApiUnavailable if it does not answer, breaks off or cannot log.
+        """
+        raise NotImplementedError
 
     def health(self) -> dict[str, Any]:
         """Return `/health` of whichever worker answers."""
