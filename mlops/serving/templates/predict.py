@@ -27,7 +27,9 @@ import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from predictor import metrics, observer
 from predictor.errors import PayloadError, RequestError
+from predictor.logs import AccessLog
 from predictor.service import Service
 
 logger = logging.getLogger("predict")
@@ -41,6 +43,7 @@ def _json(body: Any, status: int = 200) -> Response:
 def _error(
     status: int, code: str, message: str, field: str | None = None, row: int | None = None
 ) -> Response:
+    request.environ[observer.CODE] = code
     return _json(
         {"error": {"code": code, "field": field, "row": row, "message": message}}, status=status
     )
@@ -54,13 +57,25 @@ def create_app(service: Service) -> Flask:
     def health() -> Response:
         return _json(service.health())
 
+    @app.get("/ready")
+    def ready() -> Response:
+        return _json(*service.ready())
+
+    @app.get("/metrics")
+    def prometheus() -> Response:
+        return Response(service.exposition(), content_type=metrics.CONTENT_TYPE)
+
     @app.get("/model")
     def model() -> Response:
         return _json(service.card())
 
     @app.post("/predict")
     def predict() -> Response:
-        return _json(service.predict())
+        return _json(service.predict(request.environ))
+
+    @app.post("/explain")
+    def explain() -> Response:
+        return _json(service.explain(request.environ))
 
     @app.errorhandler(RequestError)
     def refused(fault: RequestError) -> Response:
@@ -82,7 +97,7 @@ def create_app(service: Service) -> Flask:
 
     @app.errorhandler(Exception)
     def bug(fault: Exception) -> Response:
-        logger.exception("unexpected fault")
+        logger.exception("unexpected fault", extra={"request_id": request.environ.get(observer.ID)})
         return _error(500, "internal", "a fault of this server; its log has the details")
 
     @app.after_request
@@ -91,6 +106,9 @@ def create_app(service: Service) -> Flask:
         response.headers["Cache-Control"] = "no-store"
         return response
 
+    access_log = AccessLog(service.environment.get("MLOPS_PREDICT_ACCESS_LOG") or "errors")
+    routes = [rule.rule for rule in app.url_map.iter_rules()]
+    app.wsgi_app = observer.Observer(app.wsgi_app, routes, access_log)  # type: ignore[method-assign]
     return app
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 import psycopg2
 
+from predictor import metrics
 from predictor.errors import LogUnavailable, PayloadError
 
 COLUMNS = (
@@ -31,6 +32,8 @@ SHIP_SECONDS = 0.2
 SHIP_BYTES = 8 * 1024 * 1024  # of one transaction, about 25,000 rows
 MAX_WAITING_SEGMENTS = 20
 SEGMENT_BYTES = 4 * 1024 * 1024
+FEW_ROWS_BYTES = 2048
+UNWRITABLE_SECONDS = 5.0  # how long /ready says so after a write has failed
 
 logger = logging.getLogger("predict")
 
@@ -55,6 +58,7 @@ class PredictionLog:
         self._segment: tuple[int, Path] | None = None
         self._rows = self._bytes = 0
         self._spooled_bytes = self._waiting_segments = 0
+        self._refused_bytes, self._unwritable_until = 0, 0.0
         self._ship_lock = os.open(self.folder / "ship.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._leads = False
         self._connection: Any = None
@@ -72,6 +76,7 @@ class PredictionLog:
         """
         with self._lock:
             if self._spooled_bytes + self._bytes + len(lines) > self.max_bytes:
+                self._refused_bytes = len(lines)
                 raise LogUnavailable(
                     f"the spool holds {self._spooled_bytes / 2**20:.1f} MB that Postgres has not"
                     f" taken yet, its limit is {self.max_bytes / 2**20:.1f} MB"
@@ -86,9 +91,11 @@ class PredictionLog:
                     view = view[os.write(descriptor, view) :]
             except OSError as fault:
                 self._undo_half_line()
+                self._unwritable_until = time.monotonic() + UNWRITABLE_SECONDS
                 raise LogUnavailable(f"the spool cannot be written: {fault}") from fault
             self._bytes += len(lines)
             self._rows += rows
+            self._refused_bytes = 0
 
     def _undo_half_line(self) -> None:
         """Cut the segment after its last whole line, or leave it to the shipper, which does so."""
@@ -104,6 +111,32 @@ class PredictionLog:
             self._rows = self._bytes = 0
             with suppress(OSError):
                 os.close(descriptor)  # its lock goes, as if its worker were dead
+
+    def full(self) -> str | None:
+        """Return why a request would be refused just now, or None if it would be logged.
+
+        Looks for room for the last request that was refused, or for a few rows.
+        """
+        with self._lock:
+            size = self._spooled_bytes + self._bytes
+            needed = max(self._refused_bytes, FEW_ROWS_BYTES)
+        if time.monotonic() < self._unwritable_until:
+            return "the spool cannot be written"
+        if size + needed > self.max_bytes:
+            return (
+                f"the spool is full: {size / 2**20:.1f} of {self.max_bytes / 2**20:.1f} MB wait for"
+                " Postgres"
+            )
+        return None
+
+    def measured(self) -> dict[str, float]:
+        """Return the spool's gauges, by their names in `metrics.MOMENTARY`."""
+        return {
+            "predict_log_pending_rows": self.pending(),
+            "predict_log_rejected_rows": self.rejected(),
+            "predict_log_spool_bytes": self._spooled_bytes + self._bytes,
+            "predict_log_spool_limit_bytes": self.max_bytes,
+        }
 
     def pending(self) -> int:
         """Return the number of answered rows that are not in Postgres yet."""
@@ -255,6 +288,7 @@ class PredictionLog:
             logger.error("a logged row is refused for good, kept aside: %s", reason)
         for path in paths:
             path.unlink(missing_ok=True)
+        metrics.count_logged(len(lines) - len(refused), len(refused))
 
     def _insert_all_but_refused(self, lines: list[bytes]) -> list[tuple[bytes, psycopg2.Error]]:
         """Insert the lines; return those that Postgres refuses, found by halving."""

@@ -14,9 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from predictor import metrics
 from predictor.errors import LogUnavailable, PayloadError, RequestError
-from predictor.incoming import read_headers, read_json
+from predictor.explain import explain
+from predictor.incoming import note_scored, read_headers, read_json
 from predictor.model import Model, code_digest
+from predictor.observer import Environment
 from predictor.prediction_log import PredictionLog, format_lines, locked, open_log
 
 MAX_RECORDS = 10_000
@@ -49,6 +52,7 @@ class Service:
         """Load the payload that the link names; raises PayloadError."""
         self._seen = self._look()
         self.model = Model(self.link.resolve(strict=True))
+        metrics.model_loaded(self.model.card)
         self._last_good(self.model.folder)
 
     def start(self, workers: int = 1, fallback: Path | None = None, last_good: Any = None) -> None:
@@ -62,6 +66,7 @@ class Service:
                 raise
             self._failed(fault)
             self.model = Model(fallback)
+            metrics.model_loaded(self.model.card)
         self.log = open_log(self.environment)
         if self.link.is_symlink():
             self._watcher = threading.Thread(target=self._watch, name="watcher", daemon=True)
@@ -101,6 +106,7 @@ class Service:
             self._ask_for_new_workers(folder)
             return
         old, self.model = self.model, new
+        metrics.model_loaded(new.card)
         self._last_good(folder)
         logger.info("version %s answers, it was %s", new.version, old.version if old else None)
 
@@ -112,6 +118,7 @@ class Service:
             text=True,
             timeout=CHECK_SECONDS,
             check=False,
+            env={k: v for k, v in os.environ.items() if k != metrics.FOLDER_VARIABLE},
         )
         if check.returncode != 0:
             last = (check.stderr.strip().splitlines() or ["no message"])[-1]
@@ -126,6 +133,7 @@ class Service:
             os.kill(os.getppid(), signal.SIGHUP)
 
     def _failed(self, fault: Exception) -> None:
+        metrics.model_failed()
         name = (self.link.readlink() if self.link.is_symlink() else self.link).name
         error = f"{name}: {fault}"
         if error != self.load_error:
@@ -152,10 +160,21 @@ class Service:
             "log": log,
         }
 
-    def predict(self) -> dict[str, Any]:
+    def ready(self) -> tuple[dict[str, Any], int]:
+        """Return whether requests may be sent here, and the status that says so."""
+        version = self.loaded().version
+        if self.log is not None and (reason := self.log.full()):
+            return {"ready": False, "version": version, "reason": reason}, 503
+        return {"ready": True, "version": version}, 200
+
+    def exposition(self) -> bytes:
+        """Return what Prometheus reads: of all workers."""
+        return metrics.exposition(self.log.measured() if self.log is not None else None)
+
+    def predict(self, environ: Environment) -> dict[str, Any]:
         model = self.loaded()  # one reference for the whole request: a swap does not touch it
-        request_id, period, purpose = read_headers()
-        body = read_json()
+        request_id, period, purpose = read_headers(environ)
+        body = read_json(environ)
         records = body if isinstance(body, list) else [body]
         if not records:
             raise RequestError("empty", "the list holds no record, expected 1 to 10,000")
@@ -186,6 +205,8 @@ class Service:
                 raise RequestError(
                     "log_unavailable", f"not answered: {fault}", status=503, retry_after=10
                 ) from fault
+        note_scored(environ, model.version, len(read))
+        metrics.count_inputs(read)
         return {
             "request_id": request_id,
             "version": model.version,
@@ -198,6 +219,12 @@ class Service:
                 for (_, warnings), probability in zip(read, probabilities, strict=True)
             ],
         }
+
+    def explain(self, environ: Environment) -> dict[str, Any]:
+        """Return the contributions to the score of one record; it is not logged."""
+        model = self.loaded()
+        request_id, _, _ = read_headers(environ)
+        return {"request_id": request_id, "version": model.version, **explain(model, read_json(environ))}
 
     def loaded(self) -> Model:
         assert self.model is not None, "start() loads a model or raises"
