@@ -18,6 +18,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ PRELOADED = (
     "onnxmltools",
     "evidently",
 )
+
+_REST_S = 5.0
 
 
 def mage_command(settings: Settings | None = None) -> list[str]:
@@ -164,6 +167,17 @@ def die_with_parent() -> None:
     )
 
 
+def keep_running(module: str) -> None:
+    """Run `module` beside Mage, and again whenever it ends; it ends by itself when Mage does."""
+
+    def run() -> None:
+        while True:
+            subprocess.run([sys.executable, "-m", module], check=False)
+            time.sleep(_REST_S)
+
+    threading.Thread(target=run, name=module, daemon=True).start()
+
+
 def main() -> None:
     """Import what blocks share, then become `mage` with the arguments of this process."""
     tokens_set_path(get_settings()).unlink(missing_ok=True)
@@ -178,6 +192,7 @@ def main() -> None:
     gc.freeze()  # the collector would otherwise touch, and so copy, every page shared with children
     # Mage can be asked to start a pipeline only with a token, which it takes when it is up.
     subprocess.Popen([sys.executable, "-m", "mlops.orchestration.tokens"])
+    keep_running("mlops.orchestration.inbox")
     sys.argv[0] = "mage"
     runpy.run_module("mage_ai.cli.main", run_name="__main__", alter_sys=True)
 

@@ -43,6 +43,7 @@ from mlops.orchestration.mage import (
     trigger_pipeline,
     wait_for_run,
 )
+from mlops.serving import exchange
 from mlops.settings import ROOT, Settings, get_settings
 from mlops.stack import backup, checks, grafana, postgres, processes, state
 from mlops.stack.health import Health, last_lines, look
@@ -71,7 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (postgres.PostgresError, processes.SupervisorError, MageError) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
-    except (state.StateError, EnvironmentFileError, backup.BackupError) as error:
+    except (
+        state.StateError,
+        EnvironmentFileError,
+        backup.BackupError,
+        exchange.ExchangeError,
+    ) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return REFUSED
     except ValidationError as error:
@@ -467,6 +473,7 @@ def _start(settings: Settings, wanted: list[Service]) -> bool:
     """
     for folder in (settings.state_dir, settings.payloads_dir, settings.reports_dir):
         folder.mkdir(parents=True, exist_ok=True)
+    exchange.make_folders(settings)
     for name in ("logs", "mage", "mlflow-artifacts", "grafana"):
         (settings.state_dir / name).mkdir(exist_ok=True)
         (settings.state_dir / name).chmod(0o700)

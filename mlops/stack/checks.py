@@ -173,6 +173,7 @@ def folder_problems(settings: Settings) -> list[str]:
         "MLOPS_PAYLOADS_DIR": settings.payloads_dir,
         "MLOPS_REPORTS_DIR": settings.reports_dir,
         "MLOPS_CACHE_DIR": settings.cache_dir,
+        "MLOPS_EXCHANGE_DIR": settings.exchange_dir,
     }
     for setting, folder in folders.items():
         existing = _existing(folder)

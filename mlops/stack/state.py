@@ -88,6 +88,11 @@ def written(settings: Settings) -> list[Path]:
     home = Path.home()
     if state.resolve() in {ROOT, *ROOT.parents, home, *home.parents}:
         raise StateError(f"{state} is not only the stack's: not deleted")
+    if settings.exchange_dir.resolve().is_relative_to(state.resolve()):
+        raise StateError(
+            f"{settings.exchange_dir}, which holds files of yours, lies in {state}: set "
+            "MLOPS_EXCHANGE_DIR to a folder elsewhere, and move them there"
+        )
     return [
         *(path for path in _children(settings.payloads_dir) if _is_payload(path)),
         *(path for path in _children(settings.reports_dir) if _is_reports(path)),

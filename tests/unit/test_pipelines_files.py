@@ -104,6 +104,13 @@ def test_the_monthly_retrain_is_there_and_off() -> None:
     assert monthly["status"] == "inactive"
 
 
+def test_no_schedule_runs_by_itself() -> None:
+    """Files to be scored are watched for: a run a minute would bury those that did something."""
+    triggers = [each for name in PIPELINES for each in load(name, "triggers.yaml")["triggers"]]
+    timed = [each for each in triggers if each["schedule_type"] == "time"]
+    assert {each["status"] for each in timed} == {"inactive"}
+
+
 def test_candidates_are_fitted_in_parallel_processes() -> None:
     for pipeline in ("train", "retrain"):
         metadata = load(pipeline, "metadata.yaml")
