@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from mlops.stack.secrets import ensure_secrets  # noqa: E402 - it needs no package either
 
 COMPOSE = ["docker", "compose"]
+EXCHANGE = "/srv/mlops/exchange"
 EVALUATOR = ["--profile", "evaluator"]
 REFUSED = 2
 WAIT_LIMIT_S = "600"
@@ -70,6 +71,7 @@ def up(services: list[str]) -> int:
     configuration = configure()
     check_readable(ROOT / "grafana")
     provide_data(configuration)
+    provide_exchange(configuration)
     wanted = services or choose_services(configuration)
     # Two would post the same alert twice.
     unwanted = {"grafana", "evaluator"} - set(wanted)
@@ -184,7 +186,8 @@ def provide_data(configuration: dict[str, Any]) -> None:
         folder.chmod(0o755)
     mage = configuration["services"]["mage"]
     data = (mage["environment"].get("MLOPS_DATA") or "").strip()
-    mounted_elsewhere = all(volume["source"] != str(folder) for volume in mage["volumes"])
+    mounts = [each["source"] for each in mage["volumes"] if each["target"] != EXCHANGE]
+    mounted_elsewhere = str(folder) not in mounts
     if not data or "://" in data or mounted_elsewhere:  # by MLOPS_DATA_MOUNT
         return
     path = ROOT / Path(data).expanduser()
@@ -193,6 +196,31 @@ def provide_data(configuration: dict[str, Any]) -> None:
     check_readable(path)
     if folder not in path.parents or Path(data).is_absolute():
         os.environ["MLOPS_DATA"] = os.environ["MLOPS_DATA_MOUNT"] = str(path.resolve())
+
+
+def provide_exchange(configuration: dict[str, Any]) -> None:
+    """Make the folders of files to be scored, for this user and, by their group, for Mage's.
+
+    Mage's container gets the group in addition, so nobody else of this machine needs a right. What
+    is put there must be readable for the group, as most files are.
+
+    Raises ComposeError if a folder cannot be made or is not this user's to change.
+    """
+    mounts = configuration["services"]["mage"]["volumes"]
+    above = Path(next(each["source"] for each in mounts if each["target"] == EXCHANGE))
+    for name in ("inbox", "outbox", "rejected", "done"):
+        folder = above / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mode = folder.stat().st_mode
+            if mode & 0o2070 != 0o2070:  # what is made there gets its group as well
+                folder.chmod(mode & 0o7777 | 0o2070)
+        except OSError as error:
+            raise ComposeError(
+                f"{folder}: {error.strerror}; files to be scored are put there: make it yours, or "
+                "set MLOPS_EXCHANGE_DIR to another folder"
+            ) from None
+    os.environ["MLOPS_EXCHANGE_GROUP"] = str((above / "inbox").stat().st_gid)
 
 
 def check_readable(path: Path) -> None:

@@ -46,6 +46,9 @@ class Docker:
         services: dict[str, Any] = {
             name: {"image": f"{name}:1", "environment": {}, "volumes": []} for name in SERVICES
         }
+        self.exchange = folder / "exchange"
+        mount = {"source": str(self.exchange), "target": "/srv/mlops/exchange"}
+        services["mage"]["volumes"] = [mount]
         watching = "off" if watcher == "evaluator" else "auto"
         services["streamlit"]["environment"]["MLOPS_GRAFANA"] = watching
         self.answers: dict[str, tuple[int, str]] = {
@@ -174,3 +177,26 @@ def test_grafana_is_not_started_before_the_hand_over(
     assert compose.main(["up"]) == 1
     assert docker.calls[-1] == HAND_OVER
     assert "Grafana is not started" in capfd.readouterr().err
+
+
+def test_folders_of_the_exchange_are_their_groups_and_mage_is_in_it(
+    compose: ModuleType, docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLOPS_EXCHANGE_GROUP", "")
+    assert compose.main(["up"]) == 0
+    folders = {path.name: path.stat() for path in docker.exchange.iterdir()}
+    assert set(folders) == {"inbox", "outbox", "rejected", "done"}
+    for found in folders.values():
+        assert found.st_mode & 0o2070 == 0o2070
+        assert not found.st_mode & 0o002, "anybody on this machine could put files there"
+    assert os.environ["MLOPS_EXCHANGE_GROUP"] == str(folders["inbox"].st_gid)
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    compose: ModuleType, docker: Docker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docker.exchange.write_text("a file")
+    assert compose.main(["up"]) == compose.REFUSED
+    said = capsys.readouterr().err
+    assert str(docker.exchange) in said
+    assert "MLOPS_EXCHANGE_DIR" in said
