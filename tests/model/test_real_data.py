@@ -59,4 +59,7 @@ def test_no_candidate_ranks_the_wrong_way_round(fitted):
 def test_every_candidate_says_the_same_in_onnx(fitted):
     card, window, models = fitted
     for pipeline, _ in models.values():
-        assert export_onnx(pipeline, card, window.validation, 1e-5).max_difference <= 1e-5
+        onnx = export_onnx(pipeline, card, window.validation, 1e-5)
+        assert onnx.max_difference <= 1e-5
+        assert onnx.hostile_difference <= 1e-5
+        assert onnx.hostile_rows > 300

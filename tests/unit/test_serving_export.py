@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
+import onnx as onnx_format
+import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from mlops.dataset.card import load_card
-from mlops.serving.export import ExportError, ParityError, export_onnx, score_onnx
+from mlops.serving.export import (
+    ExportError,
+    OnnxModel,
+    ParityError,
+    export_onnx,
+    hostile_rows,
+    score_onnx,
+    tree_thresholds,
+)
 from mlops.settings import Settings
 from mlops.training.candidates import load_candidates
 from mlops.training.fit import fit_pipeline, score_window
@@ -75,7 +89,7 @@ def test_scaler_before_trees_is_caught() -> None:
     for name in CARD.numbers:
         frame[name] = random.integers(-8000, 100_000, len(frame)).astype(np.float32)
     frame["target"] = random.integers(0, 2, len(frame)).astype(np.int8)
-    scaled = make_model(CARD, frame, RandomForestClassifier(30, random_state=0))
+    scaled = make_model(CARD, frame, RandomForestClassifier(30, random_state=0), bound=False)
     with pytest.raises(ParityError, match="scale only for models that need it"):
         export_onnx(scaled, CARD, frame, 1e-5)
 
@@ -93,3 +107,103 @@ def test_labels_other_than_0_and_1_are_refused() -> None:
     frame = frame.assign(target=np.where(frame["target"] == 1, 2, 1))
     with pytest.raises(ExportError, match="classes"):
         export_onnx(make_model(card, frame), card, frame, 1e-5)
+
+
+@cache
+def candidate(name: str) -> tuple[Pipeline, OnnxModel]:
+    """A candidate fitted on numbers with all their digits, and its export."""
+    fitting, unseen = digits(make_rows(CARD, seed=1)), digits(make_rows(CARD, rows=300, seed=2))
+    pipeline = fit_pipeline(CARD, CANDIDATES[name], fitting, seed=0).pipeline
+    return pipeline, export_onnx(pipeline, CARD, unseen, tolerance=1e-5)
+
+
+def digits(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make numbers neighbours in float32 in some columns: splits then lie between two of them."""
+    random = np.random.default_rng(5)
+    for place, name in enumerate(CARD.numbers):
+        scale = np.float32((1, 1e-3, 1e-7)[place % 3])
+        frame[name] += (random.random(len(frame)) * scale).astype(np.float32)
+    return frame
+
+
+NUMBERS = (
+    st.floats(width=32, allow_nan=False, allow_infinity=False)
+    | st.floats(-200, 200, width=32)
+    | st.sampled_from([0.0, -0.0, 1e-45, -1e-45, 3.4028234663852886e38, -3.4028234663852886e38])
+    | st.just(float("nan"))
+)
+TEXTS = st.sampled_from(["red", "green", "blue", "", " ", "Red", "red "]) | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20
+)
+
+
+@pytest.mark.parametrize("name", sorted(CANDIDATES))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:overflow")
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_candidate_scores_alike_whatever_a_row_holds(name: str, data: st.DataObject) -> None:
+    pipeline, onnx = candidate(name)
+    thresholds = tree_thresholds(onnx.content, CARD)
+
+    def numbers(column: str) -> st.SearchStrategy[Any]:
+        splits = thresholds.get(column)
+        if splits is None:
+            return NUMBERS
+        beside = [np.nextafter(splits, np.float32(side)) for side in (-np.inf, np.inf)]
+        return NUMBERS | st.sampled_from(np.concatenate([splits, *beside]).tolist())
+
+    row = st.fixed_dictionaries(
+        {name: numbers(name) for name in CARD.numbers} | dict.fromkeys(CARD.categories, TEXTS)
+    )
+    rows = pd.DataFrame(
+        data.draw(st.lists(row, min_size=1, max_size=15)), columns=CARD.feature_names
+    )
+    rows = rows.astype(
+        {each.name: np.float32 if each.kind == "number" else object for each in CARD.features}
+    )
+    found, expected = score_onnx(onnx.content, CARD, rows), score_window(pipeline, CARD, rows)
+    assert np.abs(found - expected).max() <= 1e-5
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_hostile_rows_hold_the_ends_of_what_a_request_may_hold_and_are_the_same_again() -> None:
+    frame = make_rows(CARD, seed=2)
+    splits = {CARD.numbers[0]: np.array([40.5, 1e-3], dtype=np.float32)}
+    rows = hostile_rows(CARD, frame, splits)
+    pd.testing.assert_frame_equal(rows, hostile_rows(CARD, frame, splits))
+    assert list(rows.columns) == CARD.feature_names
+    assert rows.isin(["", np.nan]).all(axis=1).any(), "no row has everything missing"
+    for name in CARD.numbers:
+        column = rows[name].to_numpy()
+        assert column.dtype == np.float32
+        assert {np.finfo(np.float32).max, np.finfo(np.float32).min} <= set(column)
+        assert (np.signbit(column) & (column == 0)).any()
+        assert ((column > 0) & (column < np.finfo(np.float32).tiny)).any()
+        assert np.isfinite(column[~np.isnan(column)]).all()
+    near = {np.float32(40.5), *(np.nextafter(np.float32(40.5), np.float32([0, 99])))}
+    assert near <= set(rows[CARD.numbers[0]])
+    for name in CARD.categories:
+        assert {"", " ", "never seen"} <= set(rows[name])
+
+
+def test_a_threshold_that_is_off_by_the_last_digit_is_refused() -> None:
+    """The validation rows do not see it: no value of theirs lies there."""
+    pipeline, exact = candidate("RandomForest")
+    graph = onnx_format.load_from_string(exact.content)
+    trees = next(node for node in graph.graph.node if node.op_type.startswith("TreeEnsemble"))
+    values = next(each for each in trees.attribute if each.name == "nodes_values").floats
+    inner = next(place for place, value in enumerate(values) if 5 < value < 85)
+    values[inner] = float(np.nextafter(np.float32(values[inner]), np.float32(np.inf)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlops.serving.export._convert", lambda *_: graph.SerializeToString())
+        with pytest.raises(ParityError, match=r"hostile row \(thresholds \d+\)"):
+            export_onnx(pipeline, CARD, digits(make_rows(CARD, rows=300, seed=2)), 1e-5)
+
+
+def test_numbers_that_become_infinite_are_refused_and_the_row_named() -> None:
+    frame = make_rows(CARD, seed=1)
+    for name in CARD.numbers:
+        frame[name] *= np.float32(1e-3)  # a deviation below 1, by which they are divided
+    pipeline = make_model(CARD, frame, bound=False)
+    with pytest.raises(ParityError, match=r"hostile row \(\w+ -?3\.4\d+e\+38\): sklearn cannot"):
+        export_onnx(pipeline, CARD, frame, 1e-5)
