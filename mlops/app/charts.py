@@ -245,6 +245,44 @@ def months_chart(
     return figure
 
 
+def score_histogram(counts: Sequence[int], threshold: float, colours: Palette = LIGHT) -> go.Figure:
+    """Return rows by score: `counts` of equal bins from 0 to 1, those above `threshold` in accent.
+
+    The threshold is a dashed line; the bin that it cuts counts as below.
+    """
+    width = 1 / len(counts)
+    starts = [number * width for number in range(len(counts))]
+    accent = [colours.accent if start >= threshold else colours.series[0] for start in starts]
+    figure = go.Figure(
+        go.Bar(
+            x=[start + width / 2 for start in starts],
+            y=list(counts),
+            width=width,
+            marker={"color": accent, "line": {"color": colours.background, "width": 1}},
+            customdata=[f"{start:.0%} to {start + width:.0%}" for start in starts],
+            hovertemplate="%{customdata}: %{y:,} rows<extra></extra>",
+        )
+    )
+    figure.add_vline(x=threshold, line={"color": colours.limit, "width": 2, "dash": "dash"})
+    figure.add_annotation(
+        x=threshold,
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        xanchor="left" if threshold < 0.15 else "right" if threshold > 0.85 else "center",
+        text=f"threshold {threshold:.1%}",
+        showarrow=False,
+        font={"color": colours.limit, "size": 12},
+    )
+    # Scores of rare events crowd at the left: the empty right half would say nothing.
+    filled = max((number for number, count in enumerate(counts) if count), default=0)
+    end = min(1.0, max((filled + 1) * width, threshold + width) + width)
+    figure.update_layout(**_frame(height=240), showlegend=False, bargap=0)
+    figure.update_xaxes(range=[0, end], tickformat=".0%", fixedrange=True, showgrid=False)
+    figure.update_yaxes(fixedrange=True, title={"text": "rows", "font": {"size": 12}})
+    return figure
+
+
 def _format(unit: Unit, axis: bool = False) -> str:
     if unit == "share":
         return ".0%" if axis else ".1%"
