@@ -12,8 +12,6 @@ import logging
 from datetime import datetime, timezone
 from typing import Any
 
-from gunicorn import glogging
-
 SLOW_SECONDS = 1.0
 MAX_PATH = 200
 
@@ -47,22 +45,6 @@ class JsonFormatter(logging.Formatter):
         # Not orjson: it leaves U+2028 and its like as they are, which some readers take for line
         # ends.
         return json.dumps(line, default=str, ensure_ascii=True)
-
-
-class Logger(glogging.Logger):
-    """gunicorn's logger, in JSON; requests that reach the application are logged by Observer."""
-
-    def _set_handler(self, log: logging.Logger, output: Any, fmt: Any, stream: Any = None) -> None:
-        super()._set_handler(log, output, JsonFormatter(), stream)
-
-    def warning(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        # What follows may be the rest of a body, where a caller has miscounted its length.
-        if msg.startswith("Invalid request from ip="):
-            msg = msg.partition(": ")[0]
-        super().warning(msg, *args, **kwargs)
-
-    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: Any) -> None:
-        """Do nothing."""
 
 
 def configure(level_from: logging.Logger) -> None:
