@@ -49,6 +49,7 @@ st.set_page_config(
 page = st.navigation(
     [
         st.Page("try_it.py", title="Try it", icon=":material/play_circle:", default=True),
+        st.Page("batch.py", title="Batch", icon=":material/table_rows:", url_path="batch"),
         st.Page("models.py", title="Models", icon=":material/leaderboard:", url_path="models"),
         st.Page(
             "monitoring.py", title="Monitoring", icon=":material/monitoring:", url_path="monitoring"
