@@ -6,6 +6,7 @@ It reads the WSGI environment, so that the way past Flask (`quick`) and Flask's 
 from __future__ import annotations
 
 import re
+import time
 from datetime import date, datetime, timezone
 from typing import Any
 
@@ -13,9 +14,9 @@ import orjson
 
 from predictor import observer
 from predictor.errors import RequestError, shown
+from predictor.limits import Limits
 from predictor.observer import Environment
 
-MAX_BODY_BYTES = 10 * 1024 * 1024
 DRAIN_BYTES = 64 * 1024 * 1024  # read, so that the caller sees the 413 and not a broken pipe
 PURPOSES = ("live", "simulation", "test")
 
@@ -63,9 +64,12 @@ def note_scored(environ: Environment, version: str, rows: int) -> None:
     environ[observer.SCORED] = (version, rows)
 
 
-def read_json(environ: Environment) -> Any:
-    """Return the parsed body; raises RequestError for anything but JSON of at most 10 MB."""
-    body = _read_body(environ)
+def read_json(environ: Environment, limits: Limits) -> Any:
+    """Return the parsed body; raises RequestError for anything but JSON of the size that is read.
+
+    Of a key that an object has twice the last value counts, as most parsers take it.
+    """
+    body = _read_body(environ, limits)
     content_type = environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise RequestError(
@@ -73,19 +77,36 @@ def read_json(environ: Environment) -> Any:
             f"Content-Type is {shown(content_type)}, expected application/json",
             status=415,
         )
-    if environ.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
-        raise RequestError("wrong_encoding", "Content-Encoding is not read here", status=415)
+    encoding = environ.get("HTTP_CONTENT_ENCODING", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError(
+            "wrong_encoding",
+            f"Content-Encoding is {shown(encoding)}: compressed bodies are read by /predict/batch"
+            " only",
+            status=415,
+        )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as fault:
-        raise RequestError("wrong_json", f"the body is no JSON: {fault}", status=400) from fault
+        reason = "it is empty" if not body else _wide(body) or str(fault)
+        raise RequestError("wrong_json", f"the body is no JSON: {reason}", status=400) from fault
 
 
-def _read_body(environ: Environment) -> bytes:
+def _wide(body: bytes) -> str | None:
+    """Return what a body is that begins as UTF-16, UTF-32 or a byte order mark, else None."""
+    if body.startswith(b"\xef\xbb\xbf"):
+        return "it begins with a byte order mark, which JSON has none of"
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in body[:4]:
+        return "it looks like UTF-16 or UTF-32, and JSON is UTF-8"
+    return None
+
+
+def _read_body(environ: Environment, limits: Limits) -> bytes:
     stream = environ["wsgi.input"]
     # Digits, gunicorn has seen to that; a body in chunks ends by itself.
     chunked = "HTTP_TRANSFER_ENCODING" in environ
     length = None if chunked else int(environ.get("CONTENT_LENGTH") or 0)
+    until = time.monotonic() + limits.body_timeout_s
     chunks: list[bytes] = []
     size = 0
     try:
@@ -94,14 +115,32 @@ def _read_body(environ: Environment) -> bytes:
             if not chunk:
                 break
             size += len(chunk)
-            if size <= MAX_BODY_BYTES:
+            if size <= limits.max_body_bytes:
                 chunks.append(chunk)
-            elif size > DRAIN_BYTES:
+            elif size > max(DRAIN_BYTES, limits.max_body_bytes):
                 break
-    except Exception as fault:  # a broken chunk or a caller that went away
-        raise RequestError("unreadable_body", f"the body broke off: {fault}", status=400) from fault
-    if size > MAX_BODY_BYTES:
+            if time.monotonic() > until:
+                raise TimeoutError
+    except (TimeoutError, BlockingIOError) as fault:  # the latter of a socket's own timeout
         raise RequestError(
-            "body_too_large", f"the body is over {MAX_BODY_BYTES >> 20} MB: send less", status=413
+            "too_slow",
+            f"{size} bytes of the body were there after {limits.body_timeout_s:g} seconds",
+            status=408,
+        ) from fault
+    except Exception as fault:  # a broken chunk or a caller that went away
+        raise RequestError(
+            "unreadable_body",
+            f"the body broke off after {size} bytes: {type(fault).__name__} {fault}".rstrip(),
+            status=400,
+        ) from fault
+    if size > limits.max_body_bytes:
+        raise RequestError(
+            "body_too_large",
+            f"the body is over {limits.max_body_bytes >> 20} MB: send less",
+            status=413,
+        )
+    if length is not None and size < length:
+        raise RequestError(
+            "unreadable_body", f"the body broke off after {size} of {length} bytes", status=400
         )
     return b"".join(chunks)

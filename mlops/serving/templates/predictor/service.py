@@ -18,11 +18,11 @@ from predictor import metrics
 from predictor.errors import LogUnavailable, PayloadError, RequestError
 from predictor.explain import explain
 from predictor.incoming import note_scored, read_headers, read_json
+from predictor.limits import Arrivals, Limits
 from predictor.model import Model, code_digest
 from predictor.observer import Environment
 from predictor.prediction_log import PredictionLog, format_lines, locked, open_log
 
-MAX_RECORDS = 10_000
 WATCH_SECONDS = 0.25
 RETRY_SECONDS = 5.0
 CHECK_SECONDS = 60.0
@@ -36,6 +36,7 @@ class Service:
     def __init__(self, link: Path, environment: dict[str, str]) -> None:
         self.link = link
         self.environment = environment
+        self.limits = Limits(environment)
         self.model: Model | None = None
         self.load_error: str | None = None
         self.log: PredictionLog | None = None
@@ -55,8 +56,18 @@ class Service:
         metrics.model_loaded(self.model.card)
         self._last_good(self.model.folder)
 
-    def start(self, workers: int = 1, fallback: Path | None = None, last_good: Any = None) -> None:
-        """Start logging and watching. A worker that finds a broken payload takes the `fallback`."""
+    def start(
+        self,
+        workers: int = 1,
+        fallback: Path | None = None,
+        last_good: Any = None,
+        arrivals: Arrivals | None = None,
+    ) -> None:
+        """Start logging and watching. A worker that finds a broken payload takes the `fallback`.
+
+        `arrivals` are what the workers share about their clients' rates.
+        """
+        self.limits.share(arrivals)
         self.workers = workers
         self._last_good = last_good or self._last_good
         try:
@@ -174,14 +185,16 @@ class Service:
     def predict(self, environ: Environment) -> dict[str, Any]:
         model = self.loaded()  # one reference for the whole request: a swap does not touch it
         request_id, period, purpose = read_headers(environ)
-        body = read_json(environ)
+        body = read_json(environ, self.limits)
         records = body if isinstance(body, list) else [body]
         if not records:
-            raise RequestError("empty", "the list holds no record, expected 1 to 10,000")
-        if len(records) > MAX_RECORDS:
+            raise RequestError(
+                "empty", f"the list holds no record, expected 1 to {self.limits.max_records}"
+            )
+        if len(records) > self.limits.max_records:
             raise RequestError(
                 "too_many_records",
-                f"the list holds {len(records)} records, expected 1 to {MAX_RECORDS}",
+                f"the list holds {len(records)} records, expected 1 to {self.limits.max_records}",
                 status=413,
             )
         read = [model.read(record, row) for row, record in enumerate(records)]
@@ -224,7 +237,11 @@ class Service:
         """Return the contributions to the score of one record; it is not logged."""
         model = self.loaded()
         request_id, _, _ = read_headers(environ)
-        return {"request_id": request_id, "version": model.version, **explain(model, read_json(environ))}
+        return {
+            "request_id": request_id,
+            "version": model.version,
+            **explain(model, read_json(environ, self.limits)),
+        }
 
     def loaded(self) -> Model:
         assert self.model is not None, "start() loads a model or raises"
