@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from mlops.orchestration import mage
-from mlops.orchestration.mage import MageError
+from mlops.orchestration.mage import MageError, MageUnavailable
 from mlops.serving import exchange
 from mlops.serving.exchange import Waiting
 from mlops.settings import Settings, get_settings
@@ -57,10 +57,9 @@ class InboxWatcher:
         seen = exchange.look(self.settings)
         finished = exchange.unchanged(seen, self._seen)
         self._seen = seen
-        if self._run is not None:
-            if not mage.run_status(self._run, self.settings).ended:
-                return None
-            self._run = None
+        if self._run is not None and self._under_way(self._run):
+            return None
+        self._run = None
         waiting = {(each.path, each.mark) for each in finished}
         if not waiting:
             self._tried, self._pause, self._not_before = set(), 0.0, 0.0
@@ -74,6 +73,14 @@ class InboxWatcher:
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
         self._not_before = now + self._pause
         return self._run
+
+    def _under_way(self, run: int) -> bool:
+        try:
+            return not mage.run_status(run, self.settings).ended
+        except MageUnavailable:
+            raise
+        except MageError:  # somebody has deleted it
+            return False
 
 
 def main() -> None:
