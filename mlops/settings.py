@@ -222,12 +222,17 @@ class Settings(BaseSettings):
         return variables
 
 
-def secret_names() -> list[str]:
+OPTIONAL_SECRETS = frozenset({"predict_api_key"})
+"""Never generated: they are there if a person has chosen one."""
+
+
+def secret_names(optional: bool = True) -> list[str]:
     """Return the names of the settings that are secrets, as they stand in `Settings`."""
     return [
         name
         for name, field in Settings.model_fields.items()
         if field.annotation in (SecretStr, SecretStr | None)
+        and (optional or name not in OPTIONAL_SECRETS)
     ]
 
 

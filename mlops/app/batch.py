@@ -108,7 +108,7 @@ def score(uploaded: Any, model: dict[str, Any], settings: Settings) -> Outcome |
         with source.open("wb") as file:
             uploaded.seek(0)
             shutil.copyfileobj(uploaded, file)
-        with PredictClient(settings.predict_url, timeout=TIMEOUT_S) as client:
+        with PredictClient.of(settings, timeout=TIMEOUT_S) as client:
             # The same upload has the same id, so a second try is not logged twice.
             asked = uuid.uuid5(uuid.NAMESPACE_OID, uploaded.file_id).hex
             summary = client.score_file(source, predictions, rejected, asked, progress=tell)
@@ -271,7 +271,7 @@ def show_page() -> None:
     settings = get_settings()
     st.title(TITLE)
     try:
-        with PredictClient(settings.predict_url, timeout=10) as client:
+        with PredictClient.of(settings, timeout=10) as client:
             model = client.model()
             form.fields(model)
     except ApiUnavailable:

@@ -142,7 +142,7 @@ def show_answer(sent: dict[str, Any], answer: dict[str, Any], model: dict[str, A
 def show_page() -> None:
     """Draw the page for whatever model answers now."""
     settings = get_settings()
-    with PredictClient(settings.predict_url, timeout=TIMEOUT_S) as client:
+    with PredictClient.of(settings, timeout=TIMEOUT_S) as client:
         try:
             model = client.model()
             fields = form.fields(model)

@@ -20,6 +20,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from mlops.settings import Settings
+
 Record = Mapping[str, Any]
 
 # Called with what is under way ("sending" in bytes, "scoring" in rows), how much is done, of how much.
@@ -58,11 +60,13 @@ class PredictClient:
     Usable in a `with` block, which closes its connections.
     """
 
-    def __init__(self, url: str, timeout: float = 30.0) -> None:
+    def __init__(self, url: str, timeout: float = 30.0, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
         self.timeout = timeout
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between this machine and itself
+        if api_key:
+            self._session.headers["Authorization"] = f"Bearer {api_key}".encode()
         # Connections that break off are tried again; what the API answers is never.
         retry = Retry(
             total=3,
@@ -74,6 +78,12 @@ class PredictClient:
         )
         self._session.mount("http://", HTTPAdapter(max_retries=retry))
         self._session.mount("https://", HTTPAdapter(max_retries=retry))
+
+    @classmethod
+    def of(cls, settings: Settings, timeout: float = 30.0) -> PredictClient:
+        """Return a client of the stack's own API, with the key that it may ask for."""
+        key = settings.predict_api_key
+        return cls(settings.predict_url, timeout, key.get_secret_value() if key else None)
 
     def __enter__(self) -> PredictClient:
         return self

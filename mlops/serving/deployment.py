@@ -299,7 +299,7 @@ def _switch(
     progress(f"payload: {version}, was {before or 'none'}; waiting for the API")
     began = time.monotonic()
     try:
-        with PredictClient(settings.predict_url) as client:
+        with PredictClient.of(settings) as client:
             client.wait_for_version(version, settings.predict_workers, answer_limit)
     except (PayloadRefused, TimeoutError) as fault:
         now = _take_back(back_to, version, answer_limit, settings)
@@ -351,7 +351,7 @@ def _take_back(before: str | None, version: str, answer_limit: float, settings: 
     if before is None:
         remove_current(settings.payloads_dir)
         try:
-            with PredictClient(settings.predict_url, timeout=2.0) as client:
+            with PredictClient.of(settings, timeout=2.0) as client:
                 client.health()
         except ApiUnavailable:
             return "No version is named now, and the API does not answer: is it up (`make status`)?"
@@ -362,7 +362,7 @@ def _take_back(before: str | None, version: str, answer_limit: float, settings: 
         return "It was the version before, too."
     switch_current(settings.payloads_dir, before)
     try:
-        with PredictClient(settings.predict_url) as client:
+        with PredictClient.of(settings) as client:
             client.wait_for_version(
                 before, settings.predict_workers, min(answer_limit, _BACK_LIMIT_S)
             )

@@ -107,7 +107,7 @@ def _score_all(
     """
     results: list[dict[str, Any]] = []
     failures: list[str] = []
-    with PredictClient(settings.predict_url, timeout=PATIENCE_S) as client:
+    with PredictClient.of(settings, timeout=PATIENCE_S) as client:
         for file in files:
             try:
                 done = _score(connection, client, file, settings, progress)

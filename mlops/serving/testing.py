@@ -150,7 +150,7 @@ def _score_over_api(
 ) -> tuple[np.ndarray, float]:
     """Return the API's probability of each row, and its threshold."""
     scores: list[float] = []
-    with PredictClient(settings.predict_url) as client:
+    with PredictClient.of(settings) as client:
         model = client.model()
         for period, month in frame.groupby(PERIOD, sort=True):
             records = to_records(month, card)

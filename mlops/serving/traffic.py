@@ -137,7 +137,7 @@ def forget_simulations(connection: Connection) -> int:
 
 
 def _logging_version(settings: Settings) -> str:
-    with PredictClient(settings.predict_url) as client:
+    with PredictClient.of(settings) as client:
         health = client.health()
     if not health["log"]["enabled"]:
         raise TrafficError(
@@ -166,7 +166,7 @@ def _send(
 
     def client() -> PredictClient:
         if not hasattr(kept, "client"):
-            kept.client = PredictClient(settings.predict_url)
+            kept.client = PredictClient.of(settings)
             clients.append(kept.client)
         found: PredictClient = kept.client
         return found
@@ -210,7 +210,7 @@ def _wait_for_log(connection: Connection, ids: list[str], settings: Settings) ->
         if count > logged:
             logged, moved = count, time.monotonic()
         elif time.monotonic() - moved > LOG_PATIENCE_S:
-            with PredictClient(settings.predict_url) as client:
+            with PredictClient.of(settings) as client:
                 log = client.health()["log"]
             raise TrafficError(
                 f"{count} of {len(ids)} predictions reached serving.predictions, and no more came "

@@ -297,7 +297,7 @@ class Demo:
         raise LoopOpenError(f"retrain {retrain_id} did not finish: see pipeline retrain in Mage")
 
     def wait_until_served(self, version: str) -> None:
-        client = PredictClient(self.settings.predict_url)
+        client = PredictClient.of(self.settings)
         with self.stage("verify"):
             try:
                 client.wait_for_version(version, self.settings.predict_workers, timeout=30)

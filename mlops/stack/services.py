@@ -109,7 +109,10 @@ def services(settings: Settings | None = None) -> list[Service]:
                 "OMP_NUM_THREADS": str(settings.training_threads),
                 "OPENBLAS_NUM_THREADS": str(settings.training_threads),
             },
-            secrets=("postgres_password", "mage_owner_password", "mage_trigger_token"),
+            secrets=(
+                *("postgres_password", "mage_owner_password", "mage_trigger_token"),
+                "predict_api_key",
+            ),
             start_seconds=180,
             address=settings.mage_url,
         ),
@@ -119,7 +122,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             settings.predict_port,
             "MLOPS_PREDICT_PORT",
             lambda: _reports_ok(f"{settings.predict_url}/health"),
-            secrets=("predict_db_password",),
+            secrets=("predict_db_password", "predict_api_key"),
             waits_for=payload / "predict.py",
             stop_seconds=10,  # gunicorn gives requests under way 5 s
             address=settings.predict_url,
@@ -148,7 +151,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             settings.streamlit_port,
             "MLOPS_STREAMLIT_PORT",
             lambda: _answers(f"{settings.streamlit_url}/_stcore/health"),
-            secrets=("grafana_db_password",),
+            secrets=("grafana_db_password", "predict_api_key"),
             address=settings.streamlit_url,
         ),
     ]

@@ -25,10 +25,11 @@ def test_every_secret_is_generated_and_different(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     generated = ensure_secrets(env_file)
     settings = Settings(_env_file=env_file)
-    values = [settings.secret(name) for name in secret_names()]
-    assert set(generated) == {f"MLOPS_{name.upper()}" for name in secret_names()}
+    values = [settings.secret(name) for name in secret_names(optional=False)]
+    assert set(generated) == {f"MLOPS_{name.upper()}" for name in secret_names(optional=False)}
     assert len(set(values)) == len(values)
     assert all(len(value) >= 32 for value in values)
+    assert settings.predict_api_key is None, "an API key is a person's own choice"
 
 
 @pytest.mark.parametrize("mode", [None, 0o644, 0o666])
@@ -104,7 +105,7 @@ def test_secrets_are_generated_without_any_package(tmp_path: Path) -> None:
     command = [sys.executable, "-S", "-m", "mlops.stack.secrets"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     values = dotenv_values(tmp_path / ".env")
-    assert all(values[f"MLOPS_{name.upper()}"] for name in secret_names())
+    assert all(values[f"MLOPS_{name.upper()}"] for name in secret_names(optional=False))
     assert not any(value in done.stdout for value in values.values() if value)
 
 
@@ -112,7 +113,7 @@ def test_the_template_names_every_secret_and_has_none() -> None:
     template = dotenv_values(ROOT / ".env.example")
     assert {f"MLOPS_{name.upper()}" for name in secret_names()} <= set(template)
     settings = Settings(_env_file=ROOT / ".env.example")
-    for name in secret_names():
+    for name in secret_names(optional=False):
         with pytest.raises(MissingSecretError, match="make setup"):
             settings.secret(name)
 
@@ -132,5 +133,5 @@ def test_printed_settings_show_no_secret(tmp_path: Path) -> None:
     env_file = tmp_path / ".env"
     ensure_secrets(env_file)
     settings = Settings(_env_file=env_file)
-    for name in secret_names():
+    for name in secret_names(optional=False):
         assert settings.secret(name) not in repr(settings)

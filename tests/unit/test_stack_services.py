@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from mlops.alerting.heartbeat import OLDEST_S, beat, forget_beat, heartbeat_path
 from mlops.settings import Settings, secret_names
@@ -46,6 +47,9 @@ def server() -> Iterator[Answering]:
         yield answering
         answering.shutdown()
         thread.join()
+
+
+API_KEY = SecretStr("of the predict API")
 
 
 def service(name: str, settings: Settings) -> Service:
@@ -108,7 +112,7 @@ def test_the_evaluator_is_well_while_it_looks_and_reaches_what_it_needs(tmp_path
 
 
 def test_no_command_line_holds_a_secret(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path)
+    settings = make_settings(tmp_path, predict_api_key=API_KEY)
     secrets = [settings.secret(name) for name in secret_names()]
     for service in services(settings):
         line = " ".join(service.command())
@@ -118,14 +122,25 @@ def test_no_command_line_holds_a_secret(tmp_path: Path) -> None:
 def test_predict_knows_no_secret_but_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = make_settings(tmp_path)
+    settings = make_settings(tmp_path, predict_api_key=API_KEY)
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)  # as supervisor has them
     predict = next(each for each in services(settings) if each.name == "predict")
     values = " ".join(launch_environment(predict, settings).values())
     assert [name for name in secret_names() if settings.secret(name) in values] == [
-        "predict_db_password"
+        "predict_db_password",
+        "predict_api_key",
     ]
+
+
+def test_the_key_of_the_api_reaches_those_who_ask_it_and_nobody_else(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, predict_api_key=API_KEY)
+    told = {
+        each.name
+        for each in services(settings)
+        if "MLOPS_PREDICT_API_KEY" in launch_environment(each, settings)
+    }
+    assert told == {"predict", "mage", "streamlit"}
 
 
 def test_listener_cannot_log_in_to_mage(tmp_path: Path) -> None:
