@@ -181,10 +181,10 @@ def test_new_code_replaces_the_workers_once_and_drops_no_request(
 ) -> None:
     pids = set(predict_server.workers())
     folder = make_payload(predict_server.settings.payloads_dir, "2", seed=2)
-    code = folder / "predict.py"
-    code.write_text(
-        code.read_text().replace('"X-Content-Type-Options"] = "nosniff"', '"X-Code"] = "new"')
-    )
+    code = folder / "predictor" / "quick.py"
+    old = '("X-Content-Type-Options", "nosniff")'
+    assert old in code.read_text()
+    code.write_text(code.read_text().replace(old, '("X-Code", "new")'))
     with under_load(predict_server) as load:
         switch_current(predict_server.settings.payloads_dir, "2")
         wait_for(predict_server, "2")

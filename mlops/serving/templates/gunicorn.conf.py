@@ -34,16 +34,46 @@ def _remember(folder: Path) -> None:
 
 _remember(_folder)
 
+# Where workers count for /metrics (predictor.metrics). Named before prometheus_client is imported,
+# made when the master starts, and the same after a reload.
+if os.environ.get("PREDICT_MASTER") != str(os.getpid()):
+    os.environ["PREDICT_MASTER"] = str(os.getpid())
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = ""
+
+from gunicorn import glogging  # noqa: E402
+
+from predictor import limits, logs, metrics  # noqa: E402 - once their folder is on the path
+
+
+class logger_class(glogging.Logger):  # type: ignore[misc]
+    """gunicorn's messages as JSON; requests are logged by predictor.observer."""
+
+    def _set_handler(self, log, output, fmt, stream=None):  # type: ignore[no-untyped-def]
+        super()._set_handler(log, output, logs.JsonFormatter(), stream)
+
+    def warning(self, msg, *args, **kwargs):  # type: ignore[no-untyped-def]
+        # What follows may be the rest of a body, where a client has miscounted its length.
+        if msg.startswith("Invalid request from ip="):
+            msg = msg.partition(": ")[0]
+        super().warning(msg, *args, **kwargs)
+
+    def access(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
+        pass
+
+
+# When each client may come next, shared by the workers; made anew, all full, by a reload.
+_arrivals = limits.Arrivals()
+
 wsgi_app = "predict:app"
 bind = f"{os.environ.get('MLOPS_HOST', '127.0.0.1')}:{os.environ.get('MLOPS_PREDICT_PORT', '9696')}"
 workers = int(os.environ.get("MLOPS_PREDICT_WORKERS", "2"))
-worker_class = "gthread"  # keeps connections alive, and a slow caller blocks a thread, not a worker
+worker_class = "predictor.worker.PredictWorker"
 threads = 4
 keepalive = 10
 timeout = 60
 # A worker that leaves waits this long for every open connection, idle ones too (gunicorn 26); the
 # longest request, 10,000 rows, takes a fraction of a second.
-graceful_timeout = 5
+graceful_timeout = 30
 max_requests = 0
 preload_app = False
 control_socket_disable = True
@@ -52,15 +82,33 @@ if os.path.isdir("/dev/shm"):  # noqa: S108, PTH112 - heartbeats belong in memor
     worker_tmp_dir = "/dev/shm"  # noqa: S108
 
 
-def post_worker_init(worker):  # type: ignore[no-untyped-def]
-    import logging
+def _open_metrics(server):  # type: ignore[no-untyped-def]
+    if not os.environ["PROMETHEUS_MULTIPROC_DIR"]:
+        state = os.environ.get("MLOPS_STATE_DIR")
+        folder = metrics.open_folder(Path(state) / "metrics" if state else None)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
+
+on_starting = on_reload = _open_metrics
+
+
+def child_exit(server, worker):  # type: ignore[no-untyped-def]
+    metrics.retire_workers(set(server.WORKERS))
+
+
+def on_exit(server):  # type: ignore[no-untyped-def]
+    if os.environ["PROMETHEUS_MULTIPROC_DIR"]:
+        metrics.close_folder(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+
+
+def post_worker_init(worker):  # type: ignore[no-untyped-def]
     import predict
 
-    predict.logger.handlers = worker.log.error_log.handlers
-    predict.logger.setLevel(logging.INFO)
+    logs.configure(worker.log.error_log)
     last = Path(os.fsdecode(_last_good[:].split(b"\0", 1)[0]))
-    predict.service.start(workers=worker.cfg.workers, fallback=last, last_good=_remember)
+    predict.service.start(
+        workers=worker.cfg.workers, fallback=last, last_good=_remember, arrivals=_arrivals
+    )
 
 
 def worker_exit(server, worker):  # type: ignore[no-untyped-def]

@@ -28,9 +28,12 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from predictor import metrics, observer
-from predictor.errors import PayloadError, RequestError
+from predictor.errors import PayloadError, RequestError, internal_error
+from predictor.guard import Guard
 from predictor.logs import AccessLog
+from predictor.quick import SECURITY_HEADERS, QuickPath
 from predictor.service import Service
+from predictor.uploads import score_file
 
 logger = logging.getLogger("predict")
 
@@ -40,13 +43,11 @@ def _json(body: Any, status: int = 200) -> Response:
     return Response(content, status=status, mimetype="application/json")
 
 
-def _error(
-    status: int, code: str, message: str, field: str | None = None, row: int | None = None
-) -> Response:
-    request.environ[observer.CODE] = code
-    return _json(
-        {"error": {"code": code, "field": field, "row": row, "message": message}}, status=status
-    )
+def _refused(fault: RequestError) -> Response:
+    request.environ[observer.CODE] = fault.code
+    response = _json(fault.body(), fault.status)
+    response.headers.extend(fault.headers())
+    return response
 
 
 def create_app(service: Service) -> Flask:
@@ -69,27 +70,26 @@ def create_app(service: Service) -> Flask:
     def model() -> Response:
         return _json(service.card())
 
-    @app.post("/predict")
+    @app.post("/predict")  # answered before it gets here, by QuickPath; Flask refuses other methods
     def predict() -> Response:
         return _json(service.predict(request.environ))
+
+    @app.post("/predict/batch")
+    def batch() -> Response:
+        state = service.environment.get("MLOPS_STATE_DIR")
+        return score_file(service.loaded(), service.log, service.limits, state)
 
     @app.post("/explain")
     def explain() -> Response:
         return _json(service.explain(request.environ))
 
-    @app.errorhandler(RequestError)
-    def refused(fault: RequestError) -> Response:
-        response = _error(fault.status, fault.code, fault.message, fault.field, fault.row)
-        if fault.retry_after is not None:
-            response.headers["Retry-After"] = str(fault.retry_after)
-        return response
+    app.register_error_handler(RequestError, _refused)
 
     @app.errorhandler(HTTPException)
     def http_error(fault: HTTPException) -> Response:
         code = fault.name.lower().replace(" ", "_")
-        response = _error(
-            fault.code or 400, code, f"{request.method} {request.path[:200]}: {fault.name}"
-        )
+        message = f"{request.method} {request.path[:200]}: {fault.name}"
+        response = _refused(RequestError(code, message, fault.code or 400))
         for name, value in fault.get_headers():
             if name == "Allow":
                 response.headers[name] = value
@@ -98,17 +98,18 @@ def create_app(service: Service) -> Flask:
     @app.errorhandler(Exception)
     def bug(fault: Exception) -> Response:
         logger.exception("unexpected fault", extra={"request_id": request.environ.get(observer.ID)})
-        return _error(500, "internal", "a fault of this server; its log has the details")
+        return _refused(internal_error())
 
     @app.after_request
     def secure(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Cache-Control"] = "no-store"
+        response.headers.extend(SECURITY_HEADERS)
         return response
 
     access_log = AccessLog(service.environment.get("MLOPS_PREDICT_ACCESS_LOG") or "errors")
     routes = [rule.rule for rule in app.url_map.iter_rules()]
-    app.wsgi_app = observer.Observer(app.wsgi_app, routes, access_log)  # type: ignore[method-assign]
+    quick = QuickPath(app.wsgi_app, service)
+    guarded = Guard(quick, service.limits)
+    app.wsgi_app = observer.Observer(guarded, routes, access_log)  # type: ignore[method-assign]
     return app
 
 

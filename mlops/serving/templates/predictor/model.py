@@ -132,6 +132,10 @@ class Model:
                 (folder / "model.onnx").read_bytes(), options, providers=["CPUExecutionProvider"]
             )
             self.output: str = self.card["onnx"]["output"]
+            self._feeds = [
+                (each.name, np.float32, math.nan) if each.is_number else (each.name, object, "")
+                for each in self.inputs
+            ]
             self._try()
         except PayloadError:
             raise
@@ -193,16 +197,14 @@ class Model:
     def score(self, records: list[dict[str, float | int | str | None]]) -> list[float]:
         """Return P(positive) of each record, as the double of the float32 that ONNX gives."""
         feeds = {}
-        for each in self.inputs:
-            column = [record[each.name] for record in records]
-            if each.is_number:
-                numbers = [math.nan if value is None else value for value in column]
-                feeds[each.name] = np.array(numbers, dtype=np.float32).reshape(-1, 1)
-            else:
-                texts = ["" if value is None else value for value in column]
-                feeds[each.name] = np.array(texts, dtype=object).reshape(-1, 1)
+        for name, kind, missing in self._feeds:
+            # Nested as the model takes it: a reshape would cost as much as the array.
+            column = [
+                (missing if (value := record[name]) is None else value,) for record in records
+            ]
+            feeds[name] = np.array(column, dtype=kind)
         scores = self.session.run([self.output], feeds)[0]
-        return np.asarray(scores[:, 1], dtype=np.float64).tolist()
+        return scores[:, 1].astype(np.float64).tolist()
 
 
 def code_digest(folder: Path) -> str:

@@ -1,0 +1,193 @@
+"""The gunicorn worker: small requests are answered at once, and slow clients hold nobody up.
+
+gunicorn's threaded worker gives every connection to a thread, which costs more than the answer: two
+workers answer a constant 3,300 times a second so, 5,200 times without (docs/performance.md). Its
+plain worker has no threads, and one client that sends slowly blocks it. Here the main thread takes
+in what clients send, without ever waiting for one of them, until a request is there:
+
+- a small one for an address that answers in less than a millisecond is answered on the spot;
+- any other goes to a thread once its headers are there, as in gunicorn;
+- one that is not there in time is answered 408.
+
+It stands on `gunicorn.workers.gthread` of the version in requirements.txt; tests/integration/
+test_predict_worker.py holds what it changes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import socket
+import struct
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from predictor.errors import error_json
+
+SMALL_BYTES = 16 * 1024  # of a body; some sixty records
+HEADER_BYTES = 64 * 1024
+RECEIVE_BYTES = 64 * 1024
+RECEIVE_SECONDS = float(os.environ.get("MLOPS_PREDICT_BODY_TIMEOUT_S") or 30)
+"""For the headers and a small body; and for any next piece that a thread waits for."""
+LINGER_SECONDS = 2.0  # a worker that leaves keeps idle connections open, for requests on their way
+
+# What is answered on the spot. All else may take long, or is rare.
+_QUICK = (b"POST /predict ", b"GET /health ", b"GET /ready ")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
+_NO_LENGTH = re.compile(rb"\r\n(transfer-encoding|expect|upgrade):", re.IGNORECASE)
+
+_WAIT, _QUICKLY, _BY_THREAD = range(3)
+
+
+def how_to_answer(received: bytes | bytearray) -> int:
+    """Return whether to wait for more of a request, or who answers it."""
+    end = received.find(b"\r\n\r\n")
+    if end < 0:
+        return _WAIT if len(received) < HEADER_BYTES else _BY_THREAD
+    head = bytes(received[: end + 4])
+    if _NO_LENGTH.search(head):
+        return _BY_THREAD
+    lengths = _LENGTH.findall(head)
+    length = int(lengths[0]) if lengths else 0
+    if len(lengths) > 1 or length > SMALL_BYTES:
+        return _BY_THREAD
+    if len(received) < end + 4 + length:
+        return _WAIT
+    return _QUICKLY if head.startswith(_QUICK) else _BY_THREAD
+
+
+class PredictWorker(ThreadWorker):
+    """A threaded worker whose main thread receives, and answers what is quick."""
+
+    def init_process(self) -> None:
+        # In order of their deadlines, since all have the same time.
+        self.receiving: dict[TConn, bytearray] = {}
+        self.leaves_at = 0.0
+        super().init_process()
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            client, address = listener.accept()
+        except OSError:  # another worker took it, or it has gone
+            return
+        # The threads' reads and writes block; the kernel ends those that nothing comes of.
+        stall = struct.pack("ll", max(1, round(RECEIVE_SECONDS)), 0)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stall)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.nr_conns += 1
+        conn = TConn(self.cfg, client, address, listener.getsockname())
+        conn.data_ready = True
+        self.begin(conn, b"")
+
+    def begin(self, conn: TConn, received: bytes) -> None:
+        """Take in a request from its start; `received` is what came with the one before."""
+        conn.timeout = time.monotonic() + RECEIVE_SECONDS
+        conn.sock.setblocking(False)
+        self.receiving[conn] = bytearray(received)
+        if received and how_to_answer(received) != _WAIT:
+            self.dispatch(conn, how_to_answer(received))
+        elif not self.receive(conn):
+            self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_more, conn))
+
+    def on_more(self, conn: TConn, client: socket.socket) -> None:
+        """More of a request has come, or its client has gone."""
+        self.receive(conn, registered=True)
+
+    def receive(self, conn: TConn, registered: bool = False) -> bool:
+        """Take in what is there, and answer if that is enough. Return whether `conn` is done."""
+        received = self.receiving[conn]
+        try:
+            data = conn.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        received += data
+        how = how_to_answer(received) if data else _BY_THREAD
+        if how == _WAIT:
+            return False
+        if registered:
+            self.poller.unregister(conn.sock)
+        if data:
+            self.dispatch(conn, how)
+        else:  # it has gone, and what it sent is no request
+            del self.receiving[conn]
+            self.nr_conns -= 1
+            conn.close()
+        return True
+
+    def dispatch(self, conn: TConn, how: int) -> None:
+        """Answer a request, here or by a thread."""
+        received = bytes(self.receiving.pop(conn))
+        conn.sock.setblocking(True)
+        conn.init()
+        conn.parser.unreader.unread(received)
+        if how == _BY_THREAD:
+            self.enqueue_req(conn)
+        else:
+            self.after(conn, self.handle(conn))
+
+    def finish_request(self, conn: TConn, fs: Any) -> None:
+        """A thread has answered."""
+        self.after(conn, not fs.cancelled() and fs.exception() is None and fs.result() is True)
+
+    def after(self, conn: TConn, keep: bool) -> None:
+        """Keep the connection for its next request, which may be there already, or close it."""
+        if not keep or not self.alive:
+            self.nr_conns -= 1
+            conn.close(graceful=True)
+            return
+        more = conn.parser.unreader.take_buffered()
+        if more:
+            # By way of the loop, so that a client that never pauses does not keep it to itself.
+            self.method_queue.defer(self.begin, conn, more)
+            return
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.keepalived_conns.append(conn)
+        readable = partial(self.on_client_socket_readable, conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, readable)
+
+    def on_client_socket_readable(self, conn: TConn, client: socket.socket) -> None:
+        """The next request of a connection begins."""
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        self.begin(conn, b"")
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """As in gunicorn, but never so long that deadlines would pass unseen."""
+        if not self.alive:
+            self.leaves_at = self.leaves_at or time.monotonic() + LINGER_SECONDS
+            timeout = min(timeout, 0.1)
+            if time.monotonic() >= self.leaves_at:
+                for conn in self.keepalived_conns:
+                    conn.timeout = 0.0
+                self.murder_keepalived()
+        super().wait_for_and_dispatch_events(min(timeout, 1.0))
+
+    def murder_pending(self) -> None:
+        """Answer 408 to those whose request has not come in time."""
+        now = time.monotonic()
+        for conn, received in list(self.receiving.items()):
+            if conn.timeout > now:
+                break
+            del self.receiving[conn]
+            self.poller.unregister(conn.sock)
+            self.nr_conns -= 1
+            if received:
+                with suppress(OSError):  # it has gone meanwhile
+                    conn.sock.send(_TOO_SLOW)
+            conn.close()
+
+
+_BODY = error_json("too_slow", f"the request was not there after {RECEIVE_SECONDS:g} seconds")
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
