@@ -5,14 +5,17 @@ Requests carry an id, and the API logs an id once, so a request that broke off i
 
 from __future__ import annotations
 
+import gzip
 import math
+import os
+import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import orjson
@@ -24,8 +27,21 @@ from mlops.settings import Settings
 
 Record = Mapping[str, Any]
 
-# Called with what is under way ("sending" in bytes, "scoring" in rows), how much is done, of how much.
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], object]
+"""Called with what is under way, how much of it is done, and of how much: `sending` (bytes), then
+`scoring` (lines; of Parquet at its end only)."""
+
+_TYPES = {
+    ".csv": "text/csv",
+    ".ndjson": "application/x-ndjson",
+    ".parquet": "application/vnd.apache.parquet",
+}
+_FILE_PATIENCE_S = 120.0  # a file waits so long for the prediction log, and some more
+_BUSY_TRIES = 60
+_CHUNK_BYTES = 256 * 1024
+
+_BOUNDARY = re.compile(r"boundary=\"?([^\";]+)")
+_NAME = re.compile(rb'name="([^"]*)"')
 
 _PROBES = 8
 _POLL_S = 0.1
@@ -141,22 +157,94 @@ class PredictClient:
         written beside their names and renamed when the summary has come: whoever finds them, finds
         them whole. Memory does not grow with the file.
 
-        Raises ValueError for a name of another ending, ApiError for what the API refuses as a whole
-        (nothing is written then), ApiUnavailable if it does not answer, breaks off or cannot log.
+        A connection that breaks off before the answer begins is tried again under the same id, and
+        so is a server that is busy with other files. Raises ValueError for a name of another
+        ending, ApiError for what the API refuses, at once or in the middle (nothing is written
+        then), ApiUnavailable if it does not answer, breaks off or cannot log.
         """
-        raise NotImplementedError
+        content_type, packed = _type_of(source)
+        headers = {
+            "Content-Type": content_type,
+            "X-Purpose": purpose,
+            "X-Request-Id": request_id or uuid.uuid4().hex,
+        }
+        if packed:
+            headers["Content-Encoding"] = "gzip"
+        if period is not None:
+            headers["X-Period"] = period
+        drafts = [path.with_name(f".{path.name}.draft") for path in (predictions, rejected)]
+        try:
+            summary = self._score_file(
+                source, headers, drafts, predictions.suffix == ".gz", progress
+            )
+            # The predictions last: who finds them finds the rejected rows beside them.
+            drafts[1].replace(rejected)
+            drafts[0].replace(predictions)
+        finally:
+            for draft in drafts:
+                draft.unlink(missing_ok=True)
+        return summary
 
-    def explain(self, record: Record) -> dict[str, Any]:
-        """Return what each field of one record adds to its score, against the reference customer.
-
-        That is `request_id, version, probability, reference_probability, decision, contributions,
-        warnings`; a contribution has `field, value, reference, contribution`, the largest first.
-        Nothing is logged. Raises ApiError for what the API refuses, ApiUnavailable if it does not
-        answer.
-        """
-        body = orjson.dumps(record, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-        headers = {"Content-Type": "application/json"}
-        return self._call("POST", "/explain", data=body, headers=headers)
+    def _score_file(
+        self,
+        source: Path,
+        headers: Mapping[str, str],
+        drafts: Sequence[Path],
+        pack: bool,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        counted = headers["Content-Type"] != _TYPES[".parquet"]
+        for attempt in range(_BUSY_TRIES):
+            with source.open("rb") as file:
+                sending = _Sending(file, progress)
+                try:
+                    response = self._session.post(
+                        f"{self.url}/predict/batch",
+                        data=sending,
+                        headers=headers,
+                        timeout=(self.timeout, max(self.timeout, _FILE_PATIENCE_S)),
+                        stream=True,
+                    )
+                except requests.RequestException as fault:
+                    raise self._away(fault) from fault
+            with response:
+                if response.status_code != 429 or attempt == _BUSY_TRIES - 1:
+                    break
+                # Other files are being scored: its turn comes.
+                time.sleep(float(response.headers.get("Retry-After", "1")))
+        with response:
+            if not response.ok:
+                self._answer(response, "/predict/batch")
+            lines = int(response.headers.get("X-Lines", "0"))
+            with (
+                _create(drafts[0], pack) as scored,
+                drafts[1].open("wb") as rejected,
+            ):
+                parts = {"predictions": scored, "rejected": rejected}
+                others: dict[str, bytes] = {}
+                done = 0
+                try:
+                    for name, content in _parts(response):
+                        if name not in parts:
+                            others[name] = others.get(name, b"") + content
+                            continue
+                        parts[name].write(content)
+                        if progress is not None and name == "predictions" and counted:
+                            done += content.count(b"\n")
+                            progress("scoring", min(done, lines), lines)
+                except requests.RequestException as fault:
+                    raise self._away(fault) from fault
+        if "error" in others:
+            error = orjson.loads(others["error"])["error"]
+            if error["code"] in ("log_unavailable", "internal"):
+                raise ApiUnavailable(error["message"])
+            raise ApiError(error["message"], 422, error["code"], error["field"])
+        if "summary" not in others:
+            raise ApiUnavailable(f"{self.url}: the answer broke off before its end")
+        summary: dict[str, Any] = orjson.loads(others["summary"])
+        if progress is not None:
+            progress("scoring", summary["rows"], summary["rows"])
+        return summary
 
     def health(self) -> dict[str, Any]:
         """Return `/health` of whichever worker answers."""
@@ -220,10 +308,17 @@ class PredictClient:
                 method, self.url + path, timeout=self.timeout, **arguments
             )
         except requests.RequestException as fault:
-            raise ApiUnavailable(
-                f"the predict API at {self.url} does not answer: is the stack up, and a model "
-                f"deployed? ({type(fault).__name__})"
-            ) from fault
+            raise self._away(fault) from fault
+        return self._answer(response, path)
+
+    def _away(self, fault: requests.RequestException) -> ApiUnavailable:
+        return ApiUnavailable(
+            f"the predict API at {self.url} does not answer: is the stack up, and a model "
+            f"deployed? ({type(fault).__name__})"
+        )
+
+    def _answer(self, response: requests.Response, path: str) -> dict[str, Any]:
+        """Return the JSON of an answer; raises ApiError or ApiUnavailable for a refusal."""
         try:
             body = orjson.loads(response.content)
         except orjson.JSONDecodeError as fault:
@@ -242,6 +337,86 @@ class PredictClient:
         raise ApiError(
             message, response.status_code, error.get("code"), error.get("field"), error.get("row")
         )
+
+
+def _type_of(source: Path) -> tuple[str, bool]:
+    """Return a file's type and whether it is packed, as its name tells; raises ValueError."""
+    packed = source.suffix == ".gz"
+    suffix = Path(source.stem).suffix if packed else source.suffix
+    if suffix not in _TYPES or (packed and suffix == ".parquet"):
+        raise ValueError(
+            f"{source.name}: found the ending {source.suffix or 'nothing'!r}, expected .csv,"
+            " .csv.gz, .ndjson, .ndjson.gz or .parquet"
+        )
+    return _TYPES[suffix], packed
+
+
+def _create(path: Path, pack: bool) -> IO[bytes]:
+    return gzip.open(path, "wb", compresslevel=1) if pack else path.open("wb")  # type: ignore[return-value]
+
+
+class _Sending:
+    """A file as `requests` sends it, which tells how much of it has gone."""
+
+    def __init__(self, file: BinaryIO, progress: Progress | None) -> None:
+        self._file, self._progress = file, progress
+        self._size = os.fstat(file.fileno()).st_size
+        self._sent = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:  # what tells `requests` to stream it
+        while chunk := self.read(_CHUNK_BYTES):
+            yield chunk
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._sent = 0
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        # http.client asks for little at a time.
+        chunk = self._file.read(max(size, _CHUNK_BYTES))
+        self._sent += len(chunk)
+        if self._progress is not None and chunk:
+            self._progress("sending", self._sent, self._size)
+        return chunk
+
+
+def _parts(response: requests.Response) -> Iterator[tuple[str, bytes]]:
+    """Yield the content of a multipart answer, piece by piece, each with its part's name."""
+    found = _BOUNDARY.search(response.headers.get("Content-Type", ""))
+    if not found:
+        raise ApiUnavailable(f"{response.url} answers no file: is another server on that port?")
+    mark = b"\r\n--" + found[1].encode()
+    name, rest = None, b""
+    for chunk in response.iter_content(_CHUNK_BYTES):
+        rest += chunk
+        while True:
+            place = rest.find(mark)
+            if place < 0:
+                break
+            head = rest.find(b"\r\n\r\n", place + len(mark))
+            if head < 0 and rest[place + len(mark) :][:2] != b"--":
+                break
+            if name is not None and place:
+                yield name, rest[:place]
+            if head < 0:
+                return
+            heading = _NAME.search(rest[place:head])
+            name = heading[1].decode() if heading else ""
+            rest = rest[head + 4 :]
+            yield name, b""
+        else:
+            continue
+        # What may be the beginning of a mark stays.
+        safe = place if place >= 0 else max(0, len(rest) - len(mark))
+        if name is not None and safe:
+            yield name, rest[:safe]
+            rest = rest[safe:]
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,300 @@
+"""A request with a file of rows, and its answer: the parts of `POST /predict/batch` that are HTTP.
+
+The file is taken in whole before any row is scored, into the state folder, unpacked and checked on
+the way. So what breaks off, is no gzip, no UTF-8 or too large is refused with nothing scored and
+nothing logged; and a client may send all of its file before it reads any of the answer.
+"""
+
+from __future__ import annotations
+
+import codecs
+import logging
+import tempfile
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+from flask import Response, request
+
+from predictor import observer, tables
+from predictor.batch import Batch, Request, Slots
+from predictor.errors import LogUnavailable, RequestError, shown
+from predictor.incoming import DRAIN_BYTES, note_scored, read_headers
+from predictor.limits import Limits
+from predictor.model import Model
+from predictor.prediction_log import PredictionLog
+from predictor.tables import NDJSON, PARQUET, SUFFIXES, BrokenFile
+
+BATCHES = 2
+"""At once in a worker, of its four threads."""
+CHUNK_BYTES = 64 * 1024
+UNPACK_BYTES = 1024 * 1024
+RETRY_SECONDS = 10
+LEFTOVER_SECONDS = 3600.0
+
+logger = logging.getLogger("predict")
+
+_PREFIX = "batch-"
+_slots = Slots(BATCHES)
+
+
+def score_file(
+    model: Model, log: PredictionLog | None, limits: Limits, state: str | None
+) -> Response:
+    """Return the answer to the current request, a file of rows; raises RequestError.
+
+    Files are kept below the folder `state` while they are scored, or in the temporary folder.
+    """
+    request_id, period, purpose = read_headers(request.environ)
+    with ExitStack() as stack:
+        try:
+            content_type, packed = _read_types()
+            _slots.take()
+            stack.callback(_slots.give)
+            limit = limits.batch_max_bytes
+            folder = _folder(state)
+            file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX))
+            lines = _receive(file, content_type, packed, limit)  # type: ignore[arg-type]
+            table = tables.open_table(Path(file.name), content_type, model, limit)
+            stack.callback(table.close)
+            rejected = stack.enter_context(
+                tempfile.SpooledTemporaryFile(UNPACK_BYTES, dir=folder, prefix=_PREFIX)
+            )
+        except RequestError as fault:
+            if fault.code not in ("too_slow", "unreadable_body"):
+                _drain()
+            raise
+        except BrokenFile as fault:
+            raise RequestError(fault.code, fault.message) from fault
+        except OSError as fault:
+            raise RequestError(
+                "no_room",
+                f"the file cannot be kept while it is scored: {fault.strerror}",
+                status=503,
+                retry_after=RETRY_SECONDS,
+            ) from fault
+        made_at = datetime.now(timezone.utc).isoformat()
+        batch = Batch(model, table, Request(request_id, made_at, period, purpose), log)
+        boundary = uuid.uuid4().hex
+        alone = content_type in request.accept_mimetypes.values()
+        answer = _Answer(batch, rejected, None if alone else boundary, stack.pop_all())
+        return Response(
+            answer,  # type: ignore[arg-type]
+            content_type=content_type if alone else f"multipart/mixed; boundary={boundary}",
+            headers={"X-Model-Version": model.version, "X-Lines": str(lines)},
+            direct_passthrough=True,
+        )
+
+
+class _Answer:
+    """The answer as it is made; `close`, which gunicorn calls in any case, gives all back."""
+
+    def __init__(
+        self, batch: Batch, rejected: Any, boundary: str | None, resources: ExitStack
+    ) -> None:
+        self.batch, self.rejected, self.boundary = batch, rejected, boundary
+        self._resources = resources
+        self._environment = request.environ
+        self._content = self._parts() if boundary else self._alone()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._content
+
+    def close(self) -> None:
+        with self._resources:
+            self._content.close()
+        note_scored(self._environment, self.batch.model.version, self.batch.scored)
+
+    def _alone(self) -> Iterator[bytes]:
+        try:
+            yield from self.batch.predictions(self.rejected)
+        except (BrokenFile, LogUnavailable) as fault:
+            self._failed(fault)
+            raise  # gunicorn then ends the connection without the end of the answer
+
+    def _parts(self) -> Iterator[bytes]:
+        content_type = self.batch.table.content_type
+        yield self._head("predictions", content_type, SUFFIXES[content_type])
+        try:
+            yield from self.batch.predictions(self.rejected)
+            last = self._head("summary", "application/json", ".json")
+            last += orjson.dumps(self.batch.summary())
+        except Exception as fault:
+            error = self._failed(fault)
+            last = self._head("error", "application/json", ".json") + orjson.dumps(error)
+        yield self._head("rejected", NDJSON, ".ndjson")
+        self.rejected.seek(0)
+        while chunk := self.rejected.read(CHUNK_BYTES):
+            yield chunk
+        yield last + f"\r\n--{self.boundary}--\r\n".encode()
+
+    def _head(self, name: str, content_type: str, suffix: str) -> bytes:
+        return (
+            f"\r\n--{self.boundary}\r\nContent-Type: {content_type}\r\n"
+            f'Content-Disposition: attachment; name="{name}"; filename="{name}{suffix}"\r\n\r\n'
+        ).encode()
+
+    def _failed(self, fault: Exception) -> dict[str, Any]:
+        """Note why the answer ends early; return what the caller is told."""
+        done = f"{self.batch.rows} rows were done"
+        if isinstance(fault, BrokenFile):
+            code, message = fault.code, f"{fault.message} ({done})"
+        elif isinstance(fault, LogUnavailable):
+            code, message = "log_unavailable", f"not answered on: {fault} ({done})"
+        else:
+            logger.exception("a batch failed", exc_info=fault)
+            code, message = "internal", f"a fault of this server; its log has the details ({done})"
+        self._environment[observer.CODE] = code
+        return {"error": {"code": code, "field": None, "row": None, "message": message}}
+
+
+def _read_types() -> tuple[str, bool]:
+    """Return the file's type and whether it is packed; raises RequestError."""
+    content_type = request.mimetype
+    if content_type not in SUFFIXES:
+        raise RequestError(
+            "wrong_content_type",
+            f"Content-Type is {shown(content_type)}, expected one of {', '.join(SUFFIXES)}",
+            status=415,
+        )
+    charset = request.mimetype_params.get("charset", "utf-8")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise RequestError(
+            "wrong_encoding", f"charset is {shown(charset)}, expected utf-8", status=415
+        )
+    encoding = request.headers.get("Content-Encoding", "identity").lower()
+    if encoding not in ("identity", "gzip") or (encoding == "gzip" and content_type == PARQUET):
+        expected = "none (Parquet is packed in itself)" if content_type == PARQUET else "gzip"
+        raise RequestError(
+            "wrong_encoding",
+            f"Content-Encoding is {shown(encoding)}, expected {expected}",
+            status=415,
+        )
+    return content_type, encoding == "gzip"
+
+
+def _folder(state: str | None) -> str | None:
+    """Return where files are kept while they are scored; None is the system's temporary folder."""
+    if not state:
+        return None
+    folder = Path(state) / "batches"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    for leftover in folder.glob(f"{_PREFIX}*"):  # of a worker that was killed
+        with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink()
+    return str(folder)
+
+
+def _chunks() -> Iterator[bytes]:
+    """Yield the body as it comes; raises RequestError if it breaks off."""
+    stream = request.environ["wsgi.input"]
+    length = request.content_length
+    if length is None and not request.environ.get("wsgi.input_terminated"):
+        return
+    size = 0
+    try:
+        while length is None or size < length:
+            chunk = stream.read(CHUNK_BYTES if length is None else min(CHUNK_BYTES, length - size))
+            if not chunk:
+                break
+            size += len(chunk)
+            yield chunk
+    except BlockingIOError as fault:
+        raise RequestError("too_slow", "the file stopped coming", status=408) from fault
+    except Exception as fault:  # a broken chunk or a caller that went away
+        raise RequestError("unreadable_body", f"the file broke off: {fault}", status=400) from fault
+    if length is not None and size < length:
+        raise RequestError(
+            "unreadable_body",
+            f"the file broke off after {size} of {length} bytes: nothing was scored",
+            status=400,
+        )
+
+
+def _drain() -> None:
+    """Read on for a while, so that the caller sees the answer and not a broken pipe."""
+    size = 0
+    with suppress(RequestError):
+        for chunk in _chunks():
+            size += len(chunk)
+            if size > DRAIN_BYTES:
+                break
+
+
+def _receive(file: BinaryIO, content_type: str, packed: bool, limit: int) -> int:
+    """Write the body, unpacked, into `file`; return its number of lines, 0 of Parquet.
+
+    Raises RequestError if it breaks off, is over `limit` bytes, no gzip or no text in UTF-8.
+    """
+    text = None if content_type == PARQUET else _Text()
+    size = 0
+    for chunk in _unpacked() if packed else _chunks():
+        size += len(chunk)
+        if size > limit:
+            raise tables.too_large(limit)
+        if text is not None:
+            text.check(chunk)
+        file.write(chunk)
+    if text is not None:
+        text.check(b"", final=True)
+    file.flush()
+    return 0 if text is None else text.lines
+
+
+def _unpacked() -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        for chunk in _chunks():
+            while chunk:
+                if unpacker.eof:
+                    if not chunk.strip(b"\0"):
+                        break
+                    unpacker = zlib.decompressobj(wbits=31)  # one archive after the other
+                yield unpacker.decompress(chunk, UNPACK_BYTES)
+                chunk = unpacker.unused_data or unpacker.unconsumed_tail
+    except zlib.error as fault:
+        raise RequestError("wrong_gzip", f"the file is no gzip: {fault}", status=400) from fault
+    if not unpacker.eof:
+        raise RequestError(
+            "wrong_gzip", "the gzip ends in the middle: nothing was scored", status=400
+        )
+
+
+class _Text:
+    """Checks that a text that comes in pieces is UTF-8, and counts its lines."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._begun = False
+
+    def check(self, chunk: bytes, final: bool = False) -> None:
+        """Take the next piece; raises RequestError."""
+        if not self._begun and chunk:
+            self._begun = True
+            if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise self._fault("it is UTF-16")
+        if not chunk.isascii() or self._decoder.getstate()[0]:
+            try:
+                self._decoder.decode(chunk, final)
+            except UnicodeDecodeError as fault:
+                line = self.lines + fault.object[: fault.start].count(b"\n") + 1
+                raise self._fault(
+                    f"line {line} has the byte {fault.object[fault.start]:#04x}"
+                ) from fault
+        self.lines += chunk.count(b"\n")
+
+    def _fault(self, found: str) -> RequestError:
+        return RequestError(
+            "wrong_encoding", f"the file is no text in UTF-8: {found}; save it as UTF-8", status=422
+        )
