@@ -54,22 +54,18 @@ def read_scored(path: Path, positive: str) -> Scored:
     """
     rows = positives = unusual = 0
     counts = np.zeros(BINS, dtype=np.int64)
-    preview: pd.DataFrame | None = None
+    first: list[pd.DataFrame] = []
     for block in _blocks(path):
-        added = _added(block, path)
+        own, added = _parts(block, path)
         scores = pd.to_numeric(added[PROBABILITY]).to_numpy(np.float64)
         counts += np.histogram(scores, bins=BINS, range=(0.0, 1.0))[0]
         rows += len(block)
         positives += int((added[DECISION].astype(str) == positive).sum())
         unusual += int((pd.to_numeric(added[WARNINGS]) > 0).sum())
-        if preview is None:
-            first = [PROBABILITY, DECISION, WARNINGS]
-            own = block.drop(columns=list(added)).head(PREVIEW)
-            names = dict(zip(added.columns, first, strict=True))
-            preview = pd.concat([added.head(PREVIEW).rename(columns=names), own], axis=1)
-    return Scored(
-        rows, positives, unusual, counts.tolist(), pd.DataFrame() if preview is None else preview
-    )
+        if rows - len(block) < PREVIEW:
+            first.append(pd.concat([added, own], axis=1))
+    preview = pd.concat(first, ignore_index=True).head(PREVIEW) if first else pd.DataFrame()
+    return Scored(rows, positives, unusual, counts.tolist(), preview)
 
 
 def read_bad_rows(path: Path) -> pd.DataFrame:
@@ -120,20 +116,23 @@ def _sample(entry: Mapping[str, Any], number: int) -> Any:
     return round(value) if entry.get("integer") else round(value, 3)
 
 
-def _added(block: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Return what the API has added, the last three columns; in NDJSON they go by their names.
+def _parts(block: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the row's own columns (its line first), and what the API has added, by its names.
 
-    By place, since a file may have columns of the same names.
+    That are the last three columns, whatever a file calls its own; NDJSON has no order, and in it
+    no name twice.
     """
+    names = [PROBABILITY, DECISION, WARNINGS]
     if ".ndjson" in path.suffixes:
-        names = [PROBABILITY, DECISION, WARNINGS]
         if not set(names) <= set(block.columns):
-            raise ValueError(f"{path.name}: no column probability, decision or warnings")
-        return block[names]
+            raise ValueError(f"{path.name}: it holds no {PROBABILITY}, {DECISION} and {WARNINGS}")
+        return block.drop(columns=names), block[names]
     added = block.iloc[:, -3:]
-    if len(added.columns) < 3 or not str(added.columns[0]).startswith(PROBABILITY):
-        raise ValueError(f"{path.name}: the last columns are not {PROBABILITY}, decision, warnings")
-    return added
+    if [str(name).partition(".")[0] for name in added.columns] != names:
+        raise ValueError(f"{path.name}: the last columns are not {', '.join(names)}")
+    own = block.iloc[:, :-3]
+    taken = [f"{name} (in the file)" if name in names else str(name) for name in own.columns]
+    return own.set_axis(taken, axis=1), added.set_axis(names, axis=1)
 
 
 def _blocks(path: Path) -> Iterator[pd.DataFrame]:
