@@ -70,6 +70,7 @@ def up(services: list[str]) -> int:
         print(f".env: {len(generated)} secrets generated (mode 600)")
     configuration = configure()
     check_readable(ROOT / "grafana")
+    check_readable(ROOT / "prometheus")
     provide_data(configuration)
     provide_exchange(configuration)
     wanted = services or choose_services(configuration)
@@ -170,9 +171,15 @@ def configure() -> dict[str, Any]:
 
 
 def choose_services(configuration: dict[str, Any]) -> list[str]:
-    """Return the services to start: all, with Grafana unless MLOPS_GRAFANA is off."""
-    watches = configuration["services"]["streamlit"]["environment"].get("MLOPS_GRAFANA") != "off"
-    return sorted(set(configuration["services"]) - {"evaluator" if watches else "grafana"})
+    """Return the services to start: all, but for what is off.
+
+    Without Grafana the evaluator runs, without Prometheus nobody collects metrics.
+    """
+    told = configuration["services"]["streamlit"]["environment"]
+    left_out = {"grafana" if told.get("MLOPS_GRAFANA") == "off" else "evaluator"}
+    if told.get("MLOPS_PROMETHEUS") == "off":
+        left_out.add("prometheus")
+    return sorted(set(configuration["services"]) - left_out)
 
 
 def provide_data(configuration: dict[str, Any]) -> None:

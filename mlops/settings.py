@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     grafana_host: str | None = None
     streamlit_host: str | None = None
     predict_host: str | None = None
+    prometheus_host: str | None = None
     mage_port: int = 6789
     listener_port: int = 6790
     mlflow_port: int = 5000
@@ -76,6 +77,7 @@ class Settings(BaseSettings):
     streamlit_port: int = 8501
     predict_port: int = 9696
     predict_workers: int = 2
+    prometheus_port: int = 9090
     postgres_host: str = "127.0.0.1"
     postgres_port: int = Field(15432, description="Not 5432: many laptops run a Postgres there.")
 
@@ -90,6 +92,14 @@ class Settings(BaseSettings):
     grafana_home: Path | None = Field(
         default_factory=lambda: _path_or_none("GRAFANA_HOME"),
         description="Folder of an unpacked Grafana; without the prefix it is Grafana's own name.",
+    )
+
+    # Prometheus of the embedded stack
+    prometheus: Literal["auto", "off"] = Field(
+        "auto", description="auto: if one is there; none is ever downloaded."
+    )
+    prometheus_home: Path | None = Field(
+        None, description="Folder of an unpacked Prometheus; default: the one on PATH."
     )
 
     # Secrets; see MissingSecretError
@@ -122,6 +132,9 @@ class Settings(BaseSettings):
     predict_body_timeout_s: float = Field(
         30.0, gt=0, description="How long a client may take to send a request."
     )
+    predict_access_log: Literal["off", "errors", "all"] = Field(
+        "errors", description="Requests that get a log line; errors: refused, failed or over 1 s."
+    )
     exchange_dir: Path = Field(
         ROOT / "data", description="Holds inbox, outbox, rejected, done: files to be scored."
     )
@@ -150,6 +163,7 @@ class Settings(BaseSettings):
         "reports_dir",
         "cache_dir",
         "grafana_home",
+        "prometheus_home",
         "exchange_dir",
     )
     @classmethod
@@ -189,6 +203,10 @@ class Settings(BaseSettings):
     @property
     def grafana_url(self) -> str:
         return f"http://{self.grafana_host or self.host}:{self.grafana_port}"
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://{self.prometheus_host or self.host}:{self.prometheus_port}"
 
     @property
     def streamlit_url(self) -> str:

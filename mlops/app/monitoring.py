@@ -45,6 +45,7 @@ from mlops.monitoring.dashboards import (
     read_panel,
     variable_options,
 )
+from mlops.monitoring.prometheus import PrometheusError, is_ready, read_series
 from mlops.settings import MissingSecretError, Settings, get_settings
 
 REFRESH_S = 30
@@ -239,6 +240,8 @@ def show_panel(panel: Panel, view: View) -> None:
             draw(panel, view)
         except PanelQueryError as error:
             st.warning(f"Not read from database {panel.database or 'mlops'}: {error.reason}.")
+        except PrometheusError as error:
+            st.warning(f"Not read from Prometheus: {error}.")
         except (panels.PanelError, DashboardError, UnsupportedRuleError) as error:
             st.warning(str(error))
 
@@ -257,7 +260,10 @@ def draw(panel: Panel, view: View) -> None:
     if panel.type == "alertlist":
         show_rules(view.databases["mlops"], view.colours)
         return
-    frame = read_panel(view.databases[str(panel.database)], panel, view.choices, view.span)
+    if panel.promql is not None:
+        frame = read_series(get_settings().prometheus_url, panel, view.span)
+    else:
+        frame = read_panel(view.databases[str(panel.database)], panel, view.choices, view.span)
     key = f"panel-{view.board.uid}-{panel.id}"
     if frame.empty:
         st.caption(panel.no_value)
@@ -361,6 +367,27 @@ def show_rule(rule: RuleState, colours: charts.Palette) -> None:
     st.html(f'<div class="rule">{"".join(lines)}</div>')
 
 
+def lacks_prometheus(board: Dashboard, settings: Settings) -> bool:
+    """Say so if the panels of `board` ask a Prometheus that does not answer; return whether."""
+    if all(panel.promql is None for panel in board.panels) or is_ready(settings.prometheus_url):
+        return False
+    if settings.prometheus == "off":
+        way = "`MLOPS_PROMETHEUS` is off"
+    elif settings.in_containers:
+        way = f"`{settings.start_command}` starts it"
+    else:
+        way = (
+            "the stack starts the one that it finds on PATH (a package of your system, or"
+            " prometheus.io) or in the folder that `MLOPS_PROMETHEUS_HOME` names, by"
+            " `make down up`"
+        )
+    st.info(
+        f"This dashboard needs Prometheus, and none answers at {settings.prometheus_url}: {way}.",
+        icon=":material/monitoring:",
+    )
+    return True
+
+
 @st.fragment(run_every=REFRESH_S)
 def show_page() -> None:
     """Read files and rows once and show everything; again every `REFRESH_S` seconds."""
@@ -374,6 +401,8 @@ def show_page() -> None:
         return
     board = choose_dashboard(found)
     st.caption(f"{board.description} Times are UTC.".strip())
+    if lacks_prometheus(board, settings):
+        return
     try:
         with Databases(settings) as databases:
             databases.open("mlops")  # if Postgres is away, one message says so, not every panel

@@ -1,5 +1,7 @@
 """Read Grafana's dashboard files and run their panels' SQL, so that others can draw them.
 
+Panels that ask Prometheus are read too; `mlops.monitoring.prometheus` runs their queries.
+
 One file for Grafana and for whoever has none. Known is the subset that docs/architecture.md names.
 What would change a panel's rows and is not known is refused by file, panel and key, since a chart
 of other rows than Grafana's is worse than none. A panel of another type is kept, with its title, so
@@ -9,6 +11,7 @@ that the reader can be told. This module only reads, and it never draws.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -29,6 +32,15 @@ DASHBOARDS_FOLDER = ROOT / "grafana" / "dashboards"
 
 #: Data sources that panels may query: their uid is the database's name.
 DATABASES = ("mlops", "mlflow", "mage")
+
+#: The data source that is no database: its panels have PromQL in place of SQL.
+PROMETHEUS = "prometheus"
+
+#: How often Prometheus asks (prometheus/prometheus.yml, and `timeInterval` of the data source).
+SCRAPE_INTERVAL_S = 15
+
+#: Points in time of a panel that asks Prometheus, at most.
+POINTS = 240
 
 #: Panels that ask a database, the others that are known, and what holds them together.
 QUERY_TYPES = ("stat", "barchart", "timeseries", "table")
@@ -282,9 +294,22 @@ class _Target(_Part):
     hide: Literal[False] = False
 
 
+class _PrometheusTarget(_Part):
+    ref_id: str
+    datasource: _DataSource | None = None
+    expr: str = Field(min_length=1)
+    legend_format: str = Field(min_length=1)
+    instant: bool
+    range: bool
+    hide: Literal[False] = False
+
+
 @dataclass(frozen=True)
 class Panel:
-    """One panel; `sql`, `database` and `format` are None where its type asks no database."""
+    """One panel; `sql`, `database` and `format` are None where it asks no database.
+
+    `promql` is None where it does not ask Prometheus.
+    """
 
     id: int
     title: str
@@ -301,6 +326,7 @@ class Panel:
     """Of a field without an override of its own."""
     _defaults: Mapping[str, Any]
     _overrides: tuple[_Override, ...]
+    promql: str | None = None
 
     @property
     def known(self) -> bool:
@@ -445,6 +471,25 @@ def panel_sql(panel: Panel, choices: Choices, span: Span) -> str:
         return _expand(panel.sql, choices, span)
     except DashboardError as error:
         raise DashboardError(f"panel {panel.id} {panel.title!r}: {error}") from None
+
+
+def panel_promql(panel: Panel, span: Span) -> tuple[str, int]:
+    """Return the panel's PromQL as Grafana would send it, and the seconds between its points.
+
+    `$__rate_interval` is what Grafana's server makes of it (pkg/promlib/models/query.go): four
+    scrapes, or a step and a scrape if that is longer. Raises DashboardError for other macros.
+    """
+    if panel.promql is None:
+        raise DashboardError(f"panel {panel.id} {panel.title!r} ({panel.type}) has no PromQL")
+    step = max(SCRAPE_INTERVAL_S, math.ceil((span.end - span.start).total_seconds() / POINTS))
+    interval = max(step + SCRAPE_INTERVAL_S, 4 * SCRAPE_INTERVAL_S)
+    filled = panel.promql.replace("$__rate_interval", f"{interval}s")
+    if "$" in filled or "[[" in filled:
+        raise DashboardError(
+            f"panel {panel.id} {panel.title!r}: PromQL: known is $__rate_interval, no other macro"
+            " and no variable"
+        )
+    return filled, step
 
 
 def read_panel(connection: Connection, panel: Panel, choices: Choices, span: Span) -> pd.DataFrame:
@@ -602,8 +647,21 @@ def _panel(part: _PanelPart, path: Path) -> Panel:
         _validate(FieldStyle, values, here)
         if override.matcher.id == "byRegexp":
             _check_pattern(override.matcher.options, here)
-    target, database = None, None
-    if part.type in QUERY_TYPES:
+    target, database, promql = None, None, None
+    if part.type in QUERY_TYPES and _asks_prometheus(part):
+        if len(part.targets) != 1:
+            raise DashboardError(f"{place}: targets: expected one, found {len(part.targets)}")
+        asked = _validate(_PrometheusTarget, part.targets[0], f"{place}: targets.0")
+        if (part.type, asked.instant, asked.range) not in _PROMETHEUS_FORMS:
+            raise DashboardError(
+                f"{place}: targets.0: expected a stat with instant or a timeseries with range"
+            )
+        promql = asked.expr
+        # Grafana writes the legend's name where the panel has none of its own.
+        legend = re.sub(r"\{\{\s*(\w+)\s*\}\}", r"${__field.labels.\1}", asked.legend_format)
+        config = config.model_copy(update={"defaults": {"displayName": legend, **config.defaults}})
+        style = _validate(FieldStyle, config.defaults, f"{place}: fieldConfig.defaults")
+    elif part.type in QUERY_TYPES:
         if len(part.targets) != 1:
             raise DashboardError(f"{place}: targets: expected one, found {len(part.targets)}")
         target = _validate(_Target, part.targets[0], f"{place}: targets.0")
@@ -622,7 +680,16 @@ def _panel(part: _PanelPart, path: Path) -> Panel:
         style=style,
         _defaults=config.defaults,
         _overrides=config.overrides,
+        promql=promql,
     )
+
+
+_PROMETHEUS_FORMS = {("stat", True, False), ("timeseries", False, True)}
+"""Type, instant and range of the panels that may ask Prometheus."""
+
+
+def _asks_prometheus(part: _PanelPart) -> bool:
+    return part.datasource is not None and part.datasource.uid == PROMETHEUS
 
 
 def _database(source: _DataSource | None, place: str) -> str:
@@ -644,6 +711,11 @@ def _check(dashboard: Dashboard) -> None:
                 f" {seen[panel.id].title!r}"
             )
         seen[panel.id] = panel
+        if panel.promql is not None:
+            try:
+                panel_promql(panel, Span.last(timedelta(hours=1)))
+            except DashboardError as error:
+                raise DashboardError(f"{dashboard.file}: {error}") from None
     known: dict[str, list[str]] = {}
     span = Span.last(timedelta(hours=1))
     # A variable may name those before it, as they are chosen first.

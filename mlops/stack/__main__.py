@@ -45,7 +45,7 @@ from mlops.orchestration.mage import (
 )
 from mlops.serving import exchange
 from mlops.settings import ROOT, Settings, get_settings
-from mlops.stack import backup, checks, grafana, postgres, processes, state
+from mlops.stack import backup, checks, grafana, postgres, processes, prometheus, state
 from mlops.stack.health import Health, last_lines, look
 from mlops.stack.proxies import bypass
 from mlops.stack.secrets import ensure_secrets
@@ -166,6 +166,9 @@ def run_up(options: argparse.Namespace) -> int:
             if _problems(settings, _unwatched(wanted)):
                 return REFUSED  # before a download, which takes its time
             _choose_watcher(settings)
+            choice = prometheus.find(settings)
+            prometheus.remember(settings, choice.program)
+            console.print(escape(choice.sentence))
             wanted = services(settings)
         if _problems(settings, wanted):
             return REFUSED

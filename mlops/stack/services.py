@@ -18,7 +18,7 @@ from mlops.alerting.rules import provisioning_environment
 from mlops.database import database_url
 from mlops.orchestration.server import mage_command, mage_environment, tokens_set_path
 from mlops.settings import ROOT, Settings, get_settings, secret_names
-from mlops.stack import postgres
+from mlops.stack import postgres, prometheus
 from mlops.stack.grafana import Grafana, remembered
 from mlops.stack.proxies import bypass
 
@@ -53,7 +53,7 @@ class Service:
 def services(settings: Settings | None = None) -> list[Service]:
     """Return the servers of this stack, Postgres first, the others in no order.
 
-    Which one watches the alert rules was decided at the stack's last start.
+    Which one watches the alert rules, and whether a Prometheus runs, was decided at the last start.
     """
     settings = settings or get_settings()
     python = str(SERVICES_PYTHON)
@@ -155,6 +155,19 @@ def services(settings: Settings | None = None) -> list[Service]:
             address=settings.streamlit_url,
         ),
     ]
+    program = prometheus.remembered(settings)
+    if program is not None:
+        found.append(
+            Service(
+                "prometheus",
+                lambda: prometheus.server_command(settings, program),
+                settings.prometheus_port,
+                "MLOPS_PROMETHEUS_PORT",
+                lambda: _answers(f"{settings.prometheus_url}/-/ready"),
+                stop_seconds=30,
+                address=settings.prometheus_url,
+            )
+        )
     return [*found, watcher(settings, remembered(settings))]
 
 
@@ -189,6 +202,7 @@ def watcher(settings: Settings, grafana: Grafana | None) -> Service:
             "GF_SECURITY_ADMIN_PASSWORD": settings.secret("grafana_admin_password"),
             "GF_SECURITY_SECRET_KEY": settings.secret("grafana_secret_key"),
             "MLOPS_DASHBOARDS_DIR": str(_GRAFANA_FILES / "dashboards"),
+            "MLOPS_PROMETHEUS_URL": settings.prometheus_url,
             **provisioning_environment(settings),
         },
         # Login and key stand under Grafana's own names already.

@@ -251,7 +251,9 @@ def test_no_request_can_write_lines_of_its_own(predict_server: PredictServer) ->
     assert "Lovelace" not in predict_server.output
 
 
-def test_a_payload_that_cannot_be_loaded_is_named_in_one_line(predict_server: PredictServer) -> None:
+def test_a_payload_that_cannot_be_loaded_is_named_in_one_line(
+    predict_server: PredictServer,
+) -> None:
     payload = predict_server.settings.payloads_dir
     (make_payload(payload, "2", seed=1) / "model.json").write_text("{}")
     switch_current(payload, "2")

@@ -20,9 +20,9 @@ FIXED_INSIDE = {
     # Where things lie and listen in a container, which its image or the file itself says.
     "in_containers",
     *("host", "state_dir", "payloads_dir", "reports_dir", "cache_dir", "streamlit_host"),
-    *(f"{name}_port" for name in ("listener", "streamlit", "predict")),
+    *(f"{name}_port" for name in ("listener", "streamlit", "predict", "prometheus")),
     # Of the stack without Docker.
-    "grafana_home",
+    *("grafana_home", "prometheus_home"),
 }
 
 
@@ -86,4 +86,4 @@ def test_images_of_others_are_pinned() -> None:
     ]
     images += [each["image"] for each in CONTAINERS.values() if "build" not in each]
     ours = "${COMPOSE_PROJECT_NAME:-mlops}-"
-    assert [image for image in images if not re.search(r":\d", image) and ours not in image] == []
+    assert [image for image in images if not re.search(r":v?\d", image) and ours not in image] == []

@@ -20,14 +20,17 @@ import pytest
 import yaml
 
 from mlops.alerting.rules import load_provisioning
-from mlops.monitoring.dashboards import load_dashboard
+from mlops.monitoring.dashboards import SCRAPE_INTERVAL_S, load_dashboard
 from mlops.settings import ROOT, Settings
+from predictor import metrics
 
 GRAFANA = ROOT / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
 CONTENT = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
 PANELS = [(name, panel) for name, content in CONTENT.items() for panel in content["panels"]]
 ASKING = [(name, panel) for name, panel in PANELS if "targets" in panel]
+ASKING_SQL = [(name, panel) for name, panel in ASKING if "rawSql" in panel["targets"][0]]
+ASKING_PROMETHEUS = [each for each in ASKING if each not in ASKING_SQL]
 DATABASES = {"mlops", "mlflow", "mage"}
 POSTGRES = "grafana-postgresql-datasource"
 DASH = "\N{EN DASH}"
@@ -55,6 +58,7 @@ def test_there_are_the_dashboards_that_the_architecture_names() -> None:
     assert {name: content["uid"] for name, content in CONTENT.items()} == {
         "model_monitoring": "model-monitoring",
         "predict_api": "predict-api",
+        "predict_service": "predict-service",
     }
 
 
@@ -279,7 +283,8 @@ def test_no_two_panels_are_alike() -> None:
         assert len(set(ids)) == len(ids)
     titles = [panel["title"] for _, panel in PANELS]
     assert len(set(titles)) == len(titles)
-    statements = [" ".join(panel["targets"][0]["rawSql"].split()) for _, panel in ASKING]
+    targets = [panel["targets"][0] for _, panel in ASKING]
+    statements = [" ".join(each.get("rawSql", each.get("expr")).split()) for each in targets]
     assert len(set(statements)) == len(statements)
 
 
@@ -390,6 +395,8 @@ def statements() -> Iterator[tuple[str, str, list[str], dict[str, Any], str]]:
         for panel in content["panels"]:
             for target in panel.get("targets", []):
                 assert panel["datasource"] == target["datasource"], panel["title"]
+                if "rawSql" not in target:
+                    continue
                 place = f"{name} {panel['title']}"
                 source = target["datasource"]
                 yield place, target["rawSql"], variables, source, target["format"]
@@ -416,12 +423,62 @@ def test_a_query_names_what_there_is(
         assert " metric" not in sql
 
 
-@named(ASKING)
+@named(ASKING_SQL)
 def test_a_panel_asks_once(panel: dict[str, Any]) -> None:
     (target,) = panel["targets"]
     assert (target["refId"], target["rawQuery"], target["editorMode"]) == ("A", True, "code")
     expected = "time_series" if panel["type"] == "timeseries" else "table"
     assert target["format"] == expected
+
+
+@named(ASKING_PROMETHEUS)
+def test_a_panel_asks_prometheus_once_for_what_its_type_shows(panel: dict[str, Any]) -> None:
+    """What the expressions return is tested with a Prometheus: test_monitoring_prometheus.py."""
+    (target,) = panel["targets"]
+    assert panel["datasource"] == {"type": "prometheus", "uid": "prometheus"}
+    # pkg/promlib/models/query.go; without instant or range Grafana asks for a range.
+    assert set(target) == {
+        *("refId", "datasource", "editorMode", "expr", "legendFormat", "instant", "range")
+    }
+    assert (target["refId"], target["editorMode"]) == ("A", "code")
+    assert panel["type"] in ("stat", "timeseries")
+    assert (target["instant"], target["range"]) == (
+        panel["type"] == "stat",
+        panel["type"] == "timeseries",
+    )
+    # A rate over a time of its own shows nothing where Prometheus asks less often.
+    assert target["expr"].count("rate(") == target["expr"].count("[$__rate_interval]")
+    assert "$" not in target["expr"].replace("$__rate_interval", "")
+
+
+def test_metrics_that_panels_ask_for_are_those_that_the_api_has() -> None:
+    told = {
+        *(f"{metric.name}_total" for metric in metrics._registry.collect()),
+        *("predict_workers", "predict_request_duration_seconds_bucket", *metrics.MOMENTARY),
+    }
+    asked = {
+        name
+        for _, panel in ASKING_PROMETHEUS
+        for name in re.findall(r"\bpredict_\w+", panel["targets"][0]["expr"])
+    }
+    assert len(asked) > 8
+    assert asked <= told
+
+
+def test_prometheus_asks_as_often_as_the_data_source_and_the_app_say() -> None:
+    (source,) = read_yaml("datasources/prometheus.yaml")["datasources"]
+    # pkg/services/provisioning/datasources/types.go, upsertDataSourceFromConfigV1
+    assert set(source) == {
+        *("uid", "name", "orgId", "type", "access", "url", "isDefault", "editable", "jsonData")
+    }
+    assert (source["uid"], source["type"], source["access"]) == (
+        *("prometheus", "prometheus", "proxy"),
+    )
+    assert (source["isDefault"], source["editable"]) == (False, False)
+    assert source["url"] == "$MLOPS_PROMETHEUS_URL"
+    content = (ROOT / "prometheus" / "prometheus.yml").read_text(encoding="utf-8")
+    interval = yaml.safe_load(content)["global"]["scrape_interval"]
+    assert source["jsonData"]["timeInterval"] == interval == f"{SCRAPE_INTERVAL_S}s"
 
 
 def test_variables_offer_all_and_are_asked_anew_with_each_refresh() -> None:
