@@ -31,6 +31,7 @@ from predictor import metrics, observer
 from predictor.errors import PayloadError, RequestError, internal_error
 from predictor.guard import Guard
 from predictor.logs import AccessLog
+from predictor.page import POLICY, docs_page
 from predictor.quick import SECURITY_HEADERS, QuickPath
 from predictor.service import Service
 from predictor.uploads import score_file
@@ -69,6 +70,17 @@ def create_app(service: Service) -> Flask:
     @app.get("/model")
     def model() -> Response:
         return _json(service.card())
+
+    @app.get("/openapi.json")
+    def openapi() -> Response:
+        return _json(service.description())
+
+    @app.get("/docs")
+    def docs() -> Response:
+        page = Response(docs_page(service.description()), content_type="text/html; charset=utf-8")
+        page.headers["Content-Security-Policy"] = POLICY
+        page.headers["Referrer-Policy"] = "no-referrer"
+        return page
 
     @app.post("/predict")  # answered before it gets here, by QuickPath; Flask refuses other methods
     def predict() -> Response:

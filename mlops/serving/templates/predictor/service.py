@@ -21,6 +21,7 @@ from predictor.incoming import note_scored, read_headers, read_json
 from predictor.limits import Arrivals, Limits
 from predictor.model import Model, code_digest
 from predictor.observer import Environment
+from predictor.openapi import describe
 from predictor.prediction_log import PredictionLog, format_lines, locked, open_log
 
 WATCH_SECONDS = 0.25
@@ -249,3 +250,7 @@ class Service:
 
     def card(self) -> bytes:
         return self.loaded().card_json
+
+    def description(self) -> dict[str, Any]:
+        """Return the API as OpenAPI, while the loaded model answers."""
+        return describe(self.loaded().card, self.limits)
