@@ -4,7 +4,8 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
-	format check pictures ready compose-up compose-demo compose-down compose-test
+	format check pictures ready compose-up compose-demo compose-down compose-test \
+	setup-peers bench-serving bench-load
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -76,6 +77,15 @@ check: setup ## Say what would keep the stack from starting
 
 pictures: setup-dev ## Take the pictures of the docs from the running stack
 	.venv/bin/python scripts/pictures.py
+
+setup-peers:
+	@scripts/bootstrap dev peers
+
+bench-serving: setup-peers ## Measure the predict API beside its peers; ten minutes on a quiet machine
+	@.venv/bin/python -m benchmarks.serving $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-load: setup-dev ## Load the predict API while versions change and Postgres dies: MINUTES=10
+	@.venv/bin/python -m benchmarks.sustained $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: setup-dev ## Lint, format, types, and the import contract
 	.venv/bin/python -m ruff check .

@@ -1,0 +1,1 @@
+"""What `make bench-serving` and `make bench-load` measure, and with what."""
