@@ -182,6 +182,40 @@ class TimeAxis(_Part):
         return self
 
 
+class Costs(_Part):
+    """What contacting somebody costs and what a positive answer is worth, in `unit`.
+
+    The decision threshold follows from them: see `mlops.training.metrics.best_profit_threshold`.
+    """
+
+    contact: float = Field(
+        gt=0,
+        allow_inf_nan=False,
+        strict=True,
+        description="Cost of one contact, whatever comes of it.",
+    )
+    success: float = Field(
+        allow_inf_nan=False,
+        strict=True,
+        description="Value of a positive answer, before the contact's cost.",
+    )
+    unit: Name = Field(description="Of both, in the plural: euros.")
+
+    @model_validator(mode="after")
+    def _worth_it(self) -> Costs:
+        if self.success <= self.contact:
+            raise ValueError(
+                f"success {self.success:g} is not above contact {self.contact:g}: nobody would be "
+                "worth a contact, even if the answer were sure"
+            )
+        return self
+
+    @property
+    def break_even(self) -> float:
+        """Probability (0..1) from which a contact pays, where it is the true one (Elkan 2001)."""
+        return self.contact / self.success
+
+
 class SampleFile(_Part):
     """The published marginals that a sample is generated from, and how these hang together."""
 
@@ -206,6 +240,9 @@ class Card(_Part):
     features: tuple[Feature, ...] = Field(min_length=1)
     left_out: dict[str, Text] = Field({}, description="Column → why no model may see it.")
     time: TimeAxis
+    costs: Costs | None = Field(
+        None, description="What the decision threshold is chosen by; without them, by F1."
+    )
     sample: SampleFile | None = None
     path: Path = Field(description="The card file itself.")
 

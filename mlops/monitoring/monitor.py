@@ -26,7 +26,7 @@ from mlops.registry.models import RegistryError, current_deployment, get_version
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.errors import TrainingError
-from mlops.training.metrics import accuracy, best_f1_threshold, brier, roc_auc
+from mlops.training.metrics import accuracy, brier, roc_auc
 
 MEASURED_PURPOSES = ("live", "simulation")
 """Whose traffic counts; the test pipeline's own requests say nothing about the world."""
@@ -77,10 +77,13 @@ def monitor(
         progress(f"version {version} has answered no live or simulated request yet")
         return []
     reference = load_reference(card, version, settings)
+    threshold = load_threshold(card, version, settings)
     measured = []
     for period in periods:
         current = load_current(connection, card, version, period)
-        metrics, drift = measure_month(reference, current, card, version, period, settings)
+        metrics, drift = measure_month(
+            reference, current, card, version, period, threshold, settings
+        )
         store_metrics(connection, metrics)
         if drift and drift.html_report:
             path = settings.reports_dir / version / f"{period}.html"
@@ -96,14 +99,13 @@ def measure_month(
     card: Card,
     version: str,
     period: str,
+    threshold: float,
     settings: Settings,
 ) -> tuple[MonthMetrics, Drift | None]:
     """Return the metrics of one month, and its drift unless the month is smaller than 20 rows.
 
-    `current` is what `load_current` returns.
+    `current` is what `load_current` returns, `threshold` what the version decides at.
     """
-    # The threshold that the version was deployed with: the best F1 on these very rows.
-    threshold = best_f1_threshold(reference[TARGET], reference[SCORE])
     performance = measure_performance(current, threshold)
     if len(current) < SMALLEST_MONTH:
         metrics = MonthMetrics(
@@ -186,14 +188,33 @@ def load_reference(card: Card, version: str, settings: Settings | None = None) -
     """
     settings = settings or get_settings()
     try:
-        run_id = get_version(card, version, settings).run_id
-        if not run_id:
-            raise NothingToMonitorError(f"version {version} of {card.name} names no MLflow run")
-        return tracking.load_reference(run_id, settings)
+        return tracking.load_reference(_run_id(card, version, settings), settings)
     except (RegistryError, TrainingError) as error:
         raise NothingToMonitorError(
             f"version {version} has no reference to compare with: {error}"
         ) from error
+
+
+def load_threshold(card: Card, version: str, settings: Settings | None = None) -> float:
+    """Return the decision threshold that `version` was deployed with, from its MLflow run.
+
+    Raises NothingToMonitorError, naming version and run, if the run does not say.
+    """
+    settings = settings or get_settings()
+    run_id = _run_id(card, version, settings)
+    metrics = tracking.client(settings).get_run(run_id).data.metrics
+    if "validation_threshold" not in metrics:
+        raise NothingToMonitorError(
+            f"run {run_id} of version {version} has no metric validation_threshold: train it anew"
+        )
+    return float(metrics["validation_threshold"])
+
+
+def _run_id(card: Card, version: str, settings: Settings) -> str:
+    run_id = get_version(card, version, settings).run_id
+    if not run_id:
+        raise NothingToMonitorError(f"version {version} of {card.name} names no MLflow run")
+    return str(run_id)
 
 
 def store_metrics(connection: Connection, metrics: MonthMetrics) -> None:

@@ -256,11 +256,9 @@ def _render(
     registered = get_version(card, version, settings)
     run_id = str(registered.run_id)
     training = read_training(connection, registered.tags[tracking.TRAINING_TAG])
+    validation = tracking.load_reference(run_id, settings)
     onnx = export_onnx(
-        load_pipeline(card, version, settings),
-        card,
-        tracking.load_reference(run_id, settings),
-        settings.parity_tolerance,
+        load_pipeline(card, version, settings), card, validation, settings.parity_tolerance
     )
     progress(
         f"ONNX: {len(onnx.content) / 1024:.0f} kB, differs from sklearn by at most "
@@ -270,7 +268,7 @@ def _render(
     frame = load_window(connection, card, training.window_start, training.window_end)
     if data_digest(frame) != training.data_digest:
         progress("note: the window's rows have changed since the training; ranges are today's")
-    metrics = tracking.client(settings).get_run(run_id).data.metrics
+    run = tracking.client(settings).get_run(run_id)
     model_json = describe_model(
         card,
         version,
@@ -279,9 +277,11 @@ def _render(
         run_id=run_id,
         candidate=registered.tags[tracking.CANDIDATE_TAG],
         training_id=training.id,
-        threshold=metrics["validation_threshold"],
-        metrics=metrics,
+        threshold=run.data.metrics["validation_threshold"],
+        metrics=run.data.metrics,
         window=(training.window_start, training.window_end),
+        costs=tracking.costs_of(run),
+        validation=validation,
     )
     render_payload(version, onnx.content, model_json, settings.payloads_dir)
     return onnx.max_difference

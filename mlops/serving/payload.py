@@ -16,8 +16,9 @@ from typing import Any
 import orjson
 import pandas as pd
 
-from mlops.dataset.card import Card, Feature
+from mlops.dataset.card import TARGET, Card, Costs, Feature
 from mlops.serving.export import OUTPUT, OnnxModel
+from mlops.training.metrics import PROFIT_ROWS, expected_profit, profit_curve
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 CURRENT = "current"
@@ -35,12 +36,16 @@ def describe_model(
     threshold: float,
     metrics: dict[str, float],
     window: tuple[str, str],
+    costs: Costs | None = None,
+    validation: pd.DataFrame | None = None,
     created_at: datetime | None = None,
 ) -> dict[str, Any]:
     """Return the content of `model.json`.
 
     `fitting` are the rows that the model was fitted on (features and `target`): their ranges and
     values are what the API does not warn about. `window` is the training's first and last period.
+    With `costs`, those that the threshold was chosen by, and the `validation` rows (`target` and
+    `score`) it says what profit to expect.
     """
     inputs = [_describe(feature, fitting[feature.name]) for feature in card.features]
     created = (created_at or datetime.now(timezone.utc)).astimezone(timezone.utc)
@@ -61,6 +66,7 @@ def describe_model(
         },
         "threshold": threshold,
         "missing": list(card.missing),
+        **_describe_profit(threshold, costs, validation),
         "inputs": inputs,
         "metrics": metrics,
         "reference": {
@@ -79,6 +85,30 @@ def describe_model(
             "inputs": onnx.inputs,
             "output": OUTPUT,
             "max_difference": onnx.max_difference,
+        },
+    }
+
+
+def _describe_profit(
+    threshold: float, costs: Costs | None, validation: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Return `costs` and `profit`: per 1,000 validation rows, by threshold and share contacted."""
+    if costs is None or validation is None:
+        return {}
+    target, score = validation[TARGET], validation["score"]
+    curve = profit_curve(target, score, costs)
+    return {
+        "costs": dict(costs),
+        "profit": {
+            "per_rows": PROFIT_ROWS,
+            "rows": len(validation),
+            "chosen": {
+                "threshold": threshold,
+                "share": float((score >= threshold).mean()),
+                "profit": expected_profit(target, score, threshold, costs),
+            },
+            "all": curve[-1].profit,
+            "curve": [point._asdict() for point in curve],
         },
     }
 

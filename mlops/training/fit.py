@@ -34,7 +34,7 @@ from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import Candidate, get_candidate, make_classifier
 from mlops.training.errors import CandidateError
-from mlops.training.metrics import all_metrics, best_f1_threshold
+from mlops.training.metrics import all_metrics, best_f1_threshold, best_profit_threshold
 from mlops.training.records import Training, lock, read_training
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ def _fit_and_log(
             "scale": candidate.scale,
             "max_rows": candidate.max_rows,
             "seed": settings.seed,
+            **tracking.cost_params(card.costs),
             "fitting_periods": f"{window.start}..{window.fitting['period'].max()}",
             "validation_periods": f"{window.validation['period'].min()}..{window.end}",
         },
@@ -208,15 +209,23 @@ def evaluate(
 ) -> dict[str, float]:
     """Return `train_*` (on the rows that were fitted), `validation_*` and `validation_threshold`.
 
-    `scores` are those of validation. The threshold has the best F1 there; accuracy and F1 of both
-    parts are those of the decision at it, which is the one that the API makes.
+    `scores` are those of validation. The threshold has the most profit there if the card has costs,
+    else the best F1; accuracy, F1 and profit of both parts are those of the decision at it, which
+    is the one that the API makes.
     """
     target = window.validation[TARGET].to_numpy()
-    threshold = best_f1_threshold(target, scores)
-    train = all_metrics(
-        fitted.rows[TARGET].to_numpy(), score_window(fitted.pipeline, card, fitted.rows), threshold
+    threshold = (
+        best_f1_threshold(target, scores)
+        if card.costs is None
+        else best_profit_threshold(target, scores, card.costs)
     )
-    validation = all_metrics(target, scores, threshold)
+    train = all_metrics(
+        fitted.rows[TARGET].to_numpy(),
+        score_window(fitted.pipeline, card, fitted.rows),
+        threshold,
+        card.costs,
+    )
+    validation = all_metrics(target, scores, threshold, card.costs)
     return {
         **{f"train_{key}": value for key, value in train.items()},
         **{f"validation_{key}": value for key, value in validation.items()},

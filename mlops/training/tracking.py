@@ -27,7 +27,7 @@ from mlflow.models import Model, infer_signature
 from mlflow.tracking import MlflowClient
 from sklearn.pipeline import Pipeline
 
-from mlops.dataset.card import TARGET, Card
+from mlops.dataset.card import TARGET, Card, Costs
 from mlops.settings import ROOT, Settings
 from mlops.training.candidates import ALLOWED_PACKAGES, Candidate
 from mlops.training.errors import TrainingError
@@ -231,6 +231,26 @@ def model_uri(run_id: str, settings: Settings) -> str:
     if outputs is None or not outputs.model_outputs:
         raise TrainingError(f"run {run_id} at {settings.mlflow_url} has logged no model")
     return f"models:/{outputs.model_outputs[-1].model_id}"
+
+
+def cost_params(costs: Costs | None) -> dict[str, Any]:
+    """Return the params that keep the costs that a run's threshold was chosen by."""
+    return {} if costs is None else {f"cost_{name}": value for name, value in dict(costs).items()}
+
+
+def costs_of(run: Run) -> Costs | None:
+    """Return the costs that the run's threshold was chosen by, None if it has the best F1.
+
+    Those of the card may have changed since.
+    """
+    params = run.data.params
+    if "cost_contact" not in params:
+        return None
+    return Costs(
+        contact=float(params["cost_contact"]),
+        success=float(params["cost_success"]),
+        unit=params["cost_unit"],
+    )
 
 
 def load_reference(run_id: str, settings: Settings) -> pd.DataFrame:

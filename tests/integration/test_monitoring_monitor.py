@@ -20,6 +20,7 @@ from mlops.monitoring.monitor import NothingToMonitorError, measure_performance,
 from mlops.settings import Settings
 from mlops.training import tracking
 
+THRESHOLD = 0.3
 SILENT = {"progress": lambda text: None}
 
 
@@ -53,6 +54,7 @@ def version(
     run_id = client.create_run(tracking.experiment(client, card.name)).info.run_id
     path = tmp_path_factory.mktemp("reference") / Path(tracking.REFERENCE).name
     sample(card, 3000).to_parquet(path, index=False)
+    client.log_metric(run_id, "validation_threshold", THRESHOLD)
     client.log_artifact(run_id, str(path), str(Path(tracking.REFERENCE).parent))
     client.create_registered_model(card.name)
     return str(client.create_model_version(card.name, f"runs:/{run_id}/model", run_id).version)
@@ -171,7 +173,10 @@ def test_only_labelled_rows_count_for_performance(
     frame = sample(card, 200, seed=1)
     answer(connection, card, version, "2009-03", frame, labelled=150)
     (month,) = monitor(connection, card, settings=database, **SILENT)
-    expected = measure_performance(frame.head(150), 0.0)
+    # Decided as the version decides, by whatever its threshold was chosen.
+    expected = measure_performance(frame.head(150), THRESHOLD)
+    assert month.accuracy == expected["accuracy"]
+    assert month.accuracy != measure_performance(frame.head(150), 0.0)["accuracy"]
     assert month.row_count == 200
     assert month.roc_auc == pytest.approx(expected["roc_auc"])
     assert month.positive_rate == pytest.approx(frame["target"].head(150).mean())

@@ -186,6 +186,14 @@ def test_first_deployment_brings_the_best_to_production(stack: Stack) -> None:
         "2009-02",
     )
     assert model["threshold"] == model["metrics"]["validation_threshold"]
+    # The card has costs: the threshold is the one of most profit, and says what to expect.
+    assert stack.card.costs is not None
+    assert model["costs"] == dict(stack.card.costs)
+    profit = model["profit"]
+    assert profit["rows"] == 2 * ROWS
+    assert profit["chosen"]["threshold"] == model["threshold"]
+    assert profit["chosen"]["profit"] == pytest.approx(model["metrics"]["validation_profit"])
+    assert profit["chosen"]["profit"] > max(0, profit["all"])
 
 
 def test_deploying_again_changes_nothing(stack: Stack) -> None:

@@ -12,6 +12,7 @@ import mlflow.sklearn
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from mlops.database import connect
 from mlops.dataset.errors import DataError
@@ -19,6 +20,7 @@ from mlops.training import tracking
 from mlops.training.candidates import CandidatesError
 from mlops.training.errors import CandidateError, TrainingError
 from mlops.training.fit import fit_candidate, score_window
+from mlops.training.metrics import best_profit_threshold, expected_profit
 from mlops.training.trainings import finish_training, leaderboard_text, start_training
 from tests.fixtures.churn import churn_card, store_churn
 
@@ -123,9 +125,30 @@ def test_a_training_gives_a_leaderboard_of_registered_runs(world):
     for name in names:
         assert f"train_{name}" in run.data.metrics
         assert f"validation_{name}" in run.data.metrics
+    # The card has no costs: its threshold has the best F1, and there is no profit to tell.
+    assert tracking.costs_of(run) is None
+    assert "validation_profit" not in run.data.metrics
 
     # Registering again gives the same versions.
     assert world.finish("t1") == board
+
+
+def test_costs_choose_the_threshold_and_stay_with_the_run(world):
+    content = yaml.safe_load(world.card.path.read_text())
+    costs = {"contact": 3.0, "success": 40.0, "unit": "euros"}
+    world.card.path.write_text(yaml.safe_dump({**content, "costs": costs}))
+    world.start("t1")
+    run_id = world.fit("Linear", "t1")["run_id"]
+    world.card.path.write_text(yaml.safe_dump(content))  # changed once more since
+    run = tracking.client(world.settings).get_run(run_id)
+    kept = tracking.costs_of(run)
+    assert dict(kept) == costs
+    reference = tracking.load_reference(run_id, world.settings)
+    threshold = best_profit_threshold(reference["target"], reference["score"], kept)
+    assert run.data.metrics["validation_threshold"] == threshold
+    assert run.data.metrics["validation_profit"] == expected_profit(
+        reference["target"], reference["score"], threshold, kept
+    )
 
 
 def test_the_logged_model_gives_the_logged_scores(world):

@@ -56,11 +56,19 @@ def test_a_card_is_found_by_its_path():
     assert card.path == CHURN.resolve()
 
 
+def test_costs_are_told_or_not(tmp_path):
+    assert load_card(CHURN).costs is None
+    costs = load_card(churn(tmp_path, costs=COSTS)).costs
+    assert (costs.contact, costs.success, costs.unit, costs.break_even) == (5, 50, "euros", 0.1)
+    assert load_card("bank_marketing").costs is not None
+
+
 def test_an_unknown_card_names_those_there_are():
     with pytest.raises(CardError, match="no card 'bank_marketting': there are bank_marketing in"):
         load_card("bank_marketting")
 
 
+COSTS = {"contact": 5, "success": 50, "unit": "euros"}
 FEATURE = {"name": "spend", "kind": "number", "description": "Spent"}
 
 
@@ -98,6 +106,13 @@ FEATURE = {"name": "spend", "kind": "number", "description": "Spent"}
         ),
         ({"name": "Churn Data"}, r"name: .*found 'Churn Data'"),
         ({"separators": ["::"]}, r"separators\[0\]"),
+        ({"costs": {"contact": 5, "unit": "euros"}}, r"costs.success: missing"),
+        ({"costs": COSTS | {"contact": -5}}, r"costs.contact: .*greater than 0 \(found -5\)"),
+        ({"costs": COSTS | {"success": 5}}, r"costs: success 5 is not above contact 5: nobody"),
+        ({"costs": COSTS | {"success": float("inf")}}, r"costs.success: .*finite"),
+        ({"costs": COSTS | {"contact": True}}, r"costs.contact: .*valid number"),
+        ({"costs": COSTS | {"unit": ""}}, r"costs.unit: .*at least 1 item"),
+        ({"costs": COSTS | {"call": 5}}, r"costs.call: unknown key"),
     ],
 )
 def test_a_mistake_in_a_card_names_file_and_key(tmp_path, changes, message):

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import pytest
 
-from mlops.dataset.card import load_card
+from mlops.dataset.card import Costs, load_card
 from mlops.serving import payload
 from mlops.serving.export import OnnxModel
 from mlops.serving.payload import (
@@ -39,12 +39,12 @@ FILES = {
 }
 
 
-def describe(frame: Any) -> dict[str, Any]:
+def describe(frame: Any, **more: Any) -> dict[str, Any]:
     inputs = {each.name: "float32" if each.kind == "number" else "string" for each in CARD.features}
     return describe_model(
         CARD,
         "3",
-        OnnxModel(b"onnx", 3e-7, inputs),
+        OnnxModel(b"onnx", 3e-7, inputs, hostile_rows=9, hostile_difference=3e-7),
         frame,
         run_id="r",
         candidate="XGBClassifier",
@@ -52,6 +52,7 @@ def describe(frame: Any) -> dict[str, Any]:
         threshold=0.31,
         metrics={"validation_roc_auc": 0.65},
         window=("2008-05", "2009-02"),
+        **more,
     )
 
 
@@ -80,6 +81,31 @@ def test_describes_fields_by_card_and_fitting_rows() -> None:
     assert described["training"]["rows"] == 600
     assert described["training"]["positive_rate"] == pytest.approx(frame["target"].mean())
     assert described["missing"] == list(CARD.missing)
+
+
+def test_says_what_profit_to_expect_if_it_knows_the_costs() -> None:
+    frame = make_rows(CARD)
+    assert {"costs", "profit"}.isdisjoint(describe(frame))
+    random = np.random.default_rng(0)
+    score = random.random(400)
+    validation = frame.head(400).assign(
+        score=score, target=(random.random(400) < score).astype(int)
+    )
+    costs = Costs(contact=5, success=10, unit="euros")
+    described = orjson.loads(orjson.dumps(describe(frame, costs=costs, validation=validation)))
+    assert described["costs"] == {"contact": 5.0, "success": 10.0, "unit": "euros"}
+    profit = described["profit"]
+    assert (profit["per_rows"], profit["rows"]) == (1000, 400)
+    contacted = validation[validation["score"] >= 0.31]
+    assert profit["chosen"] == {
+        "threshold": 0.31,
+        "share": len(contacted) / 400,
+        "profit": pytest.approx((10 * contacted["target"].sum() - 5 * len(contacted)) / 0.4),
+    }
+    assert profit["all"] == pytest.approx((10 * validation["target"].sum() - 5 * 400) / 0.4)
+    assert len(profit["curve"]) == 100
+    assert set(profit["curve"][0]) == {"threshold", "share", "profit"}
+    assert profit["curve"][-1]["share"] == 1.0
 
 
 def test_reference_says_missing_where_most_rows_do() -> None:

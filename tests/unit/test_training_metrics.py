@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from mlops.dataset.card import Costs
 from mlops.training import metrics
 
 TARGET = [0, 0, 1, 0, 1]
@@ -59,12 +60,103 @@ def test_lift_of_equal_scores_is_one_in_whatever_order():
 
 
 def test_the_threshold_has_the_best_f1_of_all_scores():
-    assert metrics.best_f1_threshold(TARGET, SCORE) == 0.35
+    assert metrics.best_f1_threshold(TARGET, SCORE) == pytest.approx((0.35 + 0.2) / 2)
     random = np.random.default_rng(1)
     score = random.random(200).round(2)
     target = (random.random(200) < score).astype(int)
     best = max(metrics.f1(target, score, each) for each in score)
     assert metrics.f1(target, score, metrics.best_f1_threshold(target, score)) == best
+
+
+@pytest.mark.parametrize("choose", [metrics.best_f1_threshold, lambda *a: profit_threshold(*a)])
+def test_rounding_by_the_last_digit_turns_no_decision(choose):
+    random = np.random.default_rng(3)
+    score = random.choice([0.05, 0.1, 0.15, 0.2, 0.4], 500)  # many rows share a score, as of a tree
+    target = (random.random(500) < score).astype(int)
+    threshold = choose(target, score)
+    decided = score >= threshold
+    assert 0 < decided.sum() < 500
+    for off in (-1e-6, 1e-6):
+        assert ((score + off >= threshold) == decided).all()
+
+
+COSTS = Costs(contact=5, success=50, unit="euros")
+
+
+def profit_threshold(target, score):
+    return metrics.best_profit_threshold(target, score, COSTS)
+
+
+def calibrated(rows, seed=0, power=1.0):
+    """Return targets and scores; with `power` 1 the scores are the true probabilities."""
+    random = np.random.default_rng(seed)
+    truth = random.beta(0.8, 8, rows)
+    return (random.random(rows) < truth).astype(int), truth**power
+
+
+def test_profit_is_that_of_those_who_are_contacted_per_thousand_rows():
+    # At 0.35 three are contacted, two of them say yes: 2 x 50 - 3 x 5 = 85 from five rows.
+    assert metrics.expected_profit(TARGET, SCORE, 0.35, COSTS) == pytest.approx(85 / 5 * 1000)
+    assert metrics.expected_profit(TARGET, SCORE, 0.9, COSTS) == 0.0
+    everybody = (2 * 50 - 5 * 5) / 5 * 1000
+    assert metrics.expected_profit(TARGET, SCORE, 0.0, COSTS) == pytest.approx(everybody)
+    assert "profit" not in metrics.all_metrics(TARGET, SCORE, 0.35)
+    assert metrics.all_metrics(TARGET, SCORE, 0.35, COSTS)["profit"] == pytest.approx(17_000)
+
+
+def test_the_threshold_of_calibrated_scores_is_near_the_break_even():
+    target, score = calibrated(50_000)
+    assert COSTS.break_even == 0.1
+    assert profit_threshold(target, score) == pytest.approx(0.1, abs=0.02)
+    # Scores that are too low by a square are decided at the square.
+    target, score = calibrated(50_000, power=2)
+    assert profit_threshold(target, score) == pytest.approx(0.01, abs=0.004)
+
+
+def test_the_threshold_earns_nearly_what_the_best_of_all_does():
+    target, score = calibrated(2000, seed=1)
+    best = max(metrics.expected_profit(target, score, each, COSTS) for each in score)
+    ours = metrics.expected_profit(target, score, profit_threshold(target, score), COSTS)
+    assert 0.93 * best <= ours <= best
+    assert ours > max(0, metrics.expected_profit(target, score, 0, COSTS))
+
+
+def test_the_threshold_is_the_same_for_the_same_rows_in_any_order():
+    target, score = calibrated(500)
+    first = profit_threshold(target, score)
+    assert profit_threshold(target, score) == first
+    assert profit_threshold(target[::-1], score[::-1]) == pytest.approx(first, rel=0.2)
+
+
+def test_where_nobody_is_worth_a_contact_nobody_is_contacted():
+    assert profit_threshold([0] * 50, np.linspace(0, 0.05, 50)) == 0.1  # the break-even
+    high = np.linspace(0, 0.8, 50)
+    assert profit_threshold([0] * 50, high) == pytest.approx(0.8, abs=2e-5)
+    assert (high < profit_threshold([0] * 50, high)).all()
+
+
+def test_where_everybody_is_worth_a_contact_everybody_is_contacted():
+    score = np.linspace(0.2, 0.8, 50)
+    assert profit_threshold([1] * 50, score) == pytest.approx(0.1)
+
+
+def test_the_curve_goes_from_few_contacts_to_all():
+    target, score = calibrated(3472)
+    curve = metrics.profit_curve(target, score, COSTS)
+    assert len(curve) == 100
+    shares = [point.share for point in curve]
+    assert shares == sorted(set(shares))
+    assert shares[0] == pytest.approx(0.01, abs=1e-3)
+    assert shares[-1] == 1.0
+    assert curve[-1].profit == pytest.approx(metrics.expected_profit(target, score, 0, COSTS))
+    for point in curve[::9]:
+        assert point.profit == metrics.expected_profit(target, score, point.threshold, COSTS)
+
+
+def test_the_curve_of_few_rows_or_equal_scores_has_each_point_once():
+    assert len(metrics.profit_curve(TARGET, SCORE, COSTS)) == 5
+    (all_rows,) = metrics.profit_curve([0, 1, 0], [0.3] * 3, COSTS)
+    assert (all_rows.threshold, all_rows.share) == (0.3, 1.0)
 
 
 @pytest.mark.parametrize(
