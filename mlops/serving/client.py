@@ -246,6 +246,18 @@ class PredictClient:
             progress("scoring", summary["rows"], summary["rows"])
         return summary
 
+    def explain(self, record: Record) -> dict[str, Any]:
+        """Return what each field of one record adds to its score, against the reference customer.
+
+        That is `request_id, version, probability, reference_probability, decision, contributions,
+        warnings`; a contribution has `field, value, reference, contribution`, the largest first.
+        Nothing is logged. Raises ApiError for what the API refuses, ApiUnavailable if it does not
+        answer.
+        """
+        body = orjson.dumps(record, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        headers = {"Content-Type": "application/json"}
+        return self._call("POST", "/explain", data=body, headers=headers)
+
     def health(self) -> dict[str, Any]:
         """Return `/health` of whichever worker answers."""
         return self._call("GET", "/health")
