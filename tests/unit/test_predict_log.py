@@ -22,10 +22,11 @@ def no_connection() -> NoReturn:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Any]:
-    """A log whose thread has ended: the test ships itself."""
+    """A log whose threads have ended: the test ships itself."""
     log = PredictionLog(tmp_path / "spool", no_connection, max_bytes=10_000)
     log._stop.set()
-    log._thread.join()
+    for thread in log._threads:
+        thread.join()
     yield log
     log.close(patience=0)
 
@@ -201,3 +202,33 @@ def test_what_is_answered_is_flushed_to_the_disk_before_it_waits_to_be_shipped(
     log._close_segment()
     assert flushed == ["answered"]
     assert len(list(log.folder.glob("*.ready"))) == 1
+
+
+def test_what_waits_in_one_file_while_postgres_is_away_is_flushed_too(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(prediction_log, "flush", lambda descriptor: flushed.append(descriptor))
+    log._waiting_segments = prediction_log.MAX_WAITING_SEGMENTS
+    append(log, "answered")
+    for _ in range(3):
+        log._flush()
+    assert len(flushed) == 1, "once for what was new"
+    append(log, "another")
+    log._flush()
+    assert len(flushed) == 2
+    assert not list(log.folder.glob("*.ready"))
+
+
+def test_segments_are_shipped_in_the_order_in_which_they_were_answered(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped: list[str] = []
+    monkeypatch.setattr(log, "_insert", lambda lines: shipped.extend(map(name_of, lines)))
+    pids = iter((30, 4, 200, 1))
+    monkeypatch.setattr(prediction_log.os, "getpid", lambda: next(pids))
+    for name in ("first", "second", "third", "fourth"):
+        append(log, name)
+        log._close_segment()
+    log._ship()
+    assert shipped == ["first", "second", "third", "fourth"]

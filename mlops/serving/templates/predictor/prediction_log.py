@@ -28,8 +28,9 @@ COLUMNS = (
     "request_id, row, made_at, period, purpose, model_version, features, probability, warnings"
 )
 """Columns of `serving.predictions` that a line holds, separated by tabs."""
-SHIP_SECONDS = 0.2
+TICK_SECONDS = 0.2  # between two flushes, and between two looks at what there is to ship
 SHIP_BYTES = 8 * 1024 * 1024  # of one transaction, about 25,000 rows
+RESTS = 2.0  # times as long as a shipment took; Postgres works for it as hard as a worker
 MAX_WAITING_SEGMENTS = 20
 SEGMENT_BYTES = 4 * 1024 * 1024
 FEW_ROWS_BYTES = 2048
@@ -46,7 +47,7 @@ class PredictionLog:
     (`*-<rows>.ready`). One worker of all that share the spool, whoever holds `ship.lock`, ships:
     closed segments and those whose worker is dead. A repeat after a crash meets its own primary key
     and does nothing. What a crash can lose: of a process, nothing that was answered; of the
-    machine, what was answered since the last flush: SHIP_SECONDS and the time that a flush takes.
+    machine, what was answered since the last flush: TICK_SECONDS and the time that a flush takes.
     """
 
     def __init__(self, folder: Path, connect: Callable[[], Any], max_bytes: int) -> None:
@@ -56,8 +57,8 @@ class PredictionLog:
         self.error: str | None = None
         self._lock = threading.Lock()
         self._segment: tuple[int, Path] | None = None
-        self._rows = self._bytes = 0
-        self._spooled_bytes = self._waiting_segments = 0
+        self._rows = self._bytes = self._flushed_bytes = 0
+        self._spooled_bytes = self._waiting_segments = self._appended = 0
         self._refused_bytes, self._unwritable_until = 0, 0.0
         self._ship_lock = os.open(self.folder / "ship.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._leads = False
@@ -66,8 +67,12 @@ class PredictionLog:
         self._delay = 0.0
         self._stop = threading.Event()
         self._measure()
-        self._thread = threading.Thread(target=self._run, name="prediction-log", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._again, args=(step,), name=step.__name__, daemon=True)
+            for step in (self._flush, self._ship_in_turn)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def append(self, lines: bytes, rows: int) -> None:
         """Put `rows` answered rows (see `format_lines`) on disk, all of them or none.
@@ -95,6 +100,7 @@ class PredictionLog:
                 raise LogUnavailable(f"the spool cannot be written: {fault}") from fault
             self._bytes += len(lines)
             self._rows += rows
+            self._appended += rows
             self._refused_bytes = 0
 
     def _undo_half_line(self) -> None:
@@ -108,7 +114,7 @@ class PredictionLog:
             logger.error("%s is given up, with its whole lines: %s", path.name, fault)
             self._segment = None
             self._spooled_bytes += self._bytes
-            self._rows = self._bytes = 0
+            self._rows = self._bytes = self._flushed_bytes = 0
             with suppress(OSError):
                 os.close(descriptor)  # its lock goes, as if its worker were dead
 
@@ -158,11 +164,12 @@ class PredictionLog:
     def close(self, patience: float = 5.0) -> None:
         """Close the segment and ship what there is, waiting at most `patience` seconds."""
         self._stop.set()
-        self._thread.join(timeout=patience)
+        for thread in self._threads:
+            thread.join(timeout=patience)
         self._close_segment()
         self._not_before = 0.0
         until = time.monotonic() + patience
-        while not self._thread.is_alive() and time.monotonic() < until:
+        while not self._threads[1].is_alive() and time.monotonic() < until:
             if self._lead():
                 self._ship()
                 break
@@ -171,20 +178,37 @@ class PredictionLog:
             self._connection.close()
         os.close(self._ship_lock)
 
-    def _run(self) -> None:
-        while not self._stop.wait(SHIP_SECONDS):
+    def _again(self, step: Callable[[], None]) -> None:
+        while not self._stop.wait(TICK_SECONDS):
             try:
-                if self._waiting_segments < MAX_WAITING_SEGMENTS or self._bytes > SEGMENT_BYTES:
-                    self._close_segment()
-                if self._lead():
-                    self._ship()
-                self._measure()
+                step()
             except Exception as fault:  # the log must outlive any single fault
                 self.error = f"{type(fault).__name__}: {fault}"
                 logger.exception("prediction log")
 
+    def _flush(self) -> None:
+        """Have on the disk what was answered until now. Not in turn with shipping, which is slow."""
+        if self._waiting_segments < MAX_WAITING_SEGMENTS or self._bytes > SEGMENT_BYTES:
+            self._close_segment()
+            return
+        # Postgres is away, and one file each moment would be too many.
+        with self._lock:
+            if self._segment is None or self._bytes == self._flushed_bytes:
+                return
+            descriptor, self._flushed_bytes = os.dup(self._segment[0]), self._bytes
+        try:
+            flush(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _ship_in_turn(self) -> None:
+        if self._lead():
+            self._ship()
+        self._measure()
+
     def _open_segment(self) -> None:
-        hidden = self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:12]}.new"
+        # By name they are in order of time, in which they are shipped.
+        hidden = self.folder / f"{time.time_ns()}-{os.getpid()}-{uuid.uuid4().hex[:6]}.new"
         descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         # Locked before it gets the name that others look for: a lock that can be had means that
         # the owner is dead.
@@ -192,7 +216,7 @@ class PredictionLog:
         path = hidden.with_suffix(".open")
         hidden.rename(path)
         self._segment = (descriptor, path)
-        self._rows = self._bytes = 0
+        self._rows = self._bytes = self._flushed_bytes = 0
 
     def _close_segment(self) -> None:
         with self._lock:
@@ -201,7 +225,7 @@ class PredictionLog:
             (descriptor, path), rows = self._segment, self._rows
             self._segment = None
             self._spooled_bytes += self._bytes
-            self._rows = self._bytes = 0
+            self._rows = self._bytes = self._flushed_bytes = 0
         # The lock is free again: requests do not wait for the disk. Until it has its new name the
         # segment's own lock keeps it from being taken for a dead worker's.
         try:
@@ -238,10 +262,10 @@ class PredictionLog:
                 batch.append(path)
                 size += path.stat().st_size
                 if size >= SHIP_BYTES:
-                    self._ship_segments(batch)
+                    self._ship_with_rests(batch)
                     batch, size = [], 0
             if batch:
-                self._ship_segments(batch)
+                self._ship_with_rests(batch)
             self.error, self._delay = None, 0.0
         except (psycopg2.Error, OSError) as fault:
             if self._connection is not None:
@@ -253,6 +277,13 @@ class PredictionLog:
             self.error = str(fault).strip().splitlines()[0] if str(fault) else repr(fault)
             self._delay = min(max(0.5, self._delay * 2), 10.0)
             self._not_before = time.monotonic() + self._delay
+
+    def _ship_with_rests(self, paths: list[Path]) -> None:
+        """Ship, and leave the machine to the requests for a while, if any came meanwhile."""
+        appended, began = self._appended, time.monotonic()
+        self._ship_segments(paths)
+        if self._appended != appended:
+            self._stop.wait(RESTS * (time.monotonic() - began))
 
     def _closed(self) -> Iterator[Path]:
         """Yield the segments that nobody writes any more, dead workers' ones among them."""
