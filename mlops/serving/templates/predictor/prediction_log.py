@@ -187,7 +187,7 @@ class PredictionLog:
                 logger.exception("prediction log")
 
     def _flush(self) -> None:
-        """Have on the disk what was answered until now. Not in turn with shipping, which is slow."""
+        """Have on the disk what was answered; not in turn with shipping, which is slow."""
         if self._waiting_segments < MAX_WAITING_SEGMENTS or self._bytes > SEGMENT_BYTES:
             self._close_segment()
             return
