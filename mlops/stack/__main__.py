@@ -418,8 +418,9 @@ def _problems(settings: Settings, wanted: list[Service]) -> list[str]:
 
 
 def _unwatched(wanted: list[Service]) -> list[Service]:
-    """Return the servers whichever of Grafana and evaluator watches the rules."""
-    return [each for each in wanted if each.name not in ("grafana", "evaluator")]
+    """Return the servers that run whatever is decided at the start."""
+    decided = ("grafana", "evaluator", "prometheus")
+    return [each for each in wanted if each.name not in decided]
 
 
 def _choose_watcher(settings: Settings) -> None:

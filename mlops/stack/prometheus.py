@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ def find(settings: Settings) -> Choice:
         found = settings.prometheus_home / "prometheus"
     elif on_path := shutil.which("prometheus"):
         found = Path(on_path).absolute()
+        # Packages start theirs, on this very port: no reason for the stack not to start.
+        if _is_taken(settings):
+            return _none(
+                f"port {settings.prometheus_port} is taken, maybe by the system's own; set "
+                "MLOPS_PROMETHEUS_PORT to another"
+            )
     if found is None:
         return _none(
             "none is on PATH; unpack one from prometheus.io and name its folder in "
@@ -103,6 +110,16 @@ def configured(settings: Settings) -> str:
 
 def _none(reason: str) -> Choice:
     return Choice(None, f"Prometheus: {reason}: no metrics are collected")
+
+
+def _is_taken(settings: Settings) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.prometheus_port))
+        except OSError:
+            return True
+    return False
 
 
 def _version_of(program: Path) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from mlops.serving.payload import remove_current, switch_current
 from mlops.settings import ROOT, Settings
 from tests.fixtures.postgres import free_ports, make_settings
 from tests.fixtures.predict import PredictServer, make_payload
+from tests.fixtures.prometheus import Prometheus, program
 from tests.fixtures.waiting import await_
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -161,7 +162,11 @@ def test_form_is_the_models_and_the_answer_is_the_apis(
     page.get_by_role("spinbutton", name=label).fill(str(number["max"] + 1000))
     submit(page)
     assert answer_of(page, "1") in {model["target"]["positive"], model["target"]["negative"]}
-    expect(page.get_by_test_id("stPlotlyChart")).to_contain_text("threshold 50.0%")
+    expect(page.get_by_test_id("stPlotlyChart").first).to_contain_text("threshold 50.0%")
+    expect(page.get_by_role("heading", name="Why this score")).to_be_visible()
+    why = page.get_by_test_id("stPlotlyChart").last
+    for words in ("Reference customer", f"{number['name']} = {number['max'] + 1000:,.0f}"):
+        expect(why).to_contain_text(words)
     expect(page.get_by_test_id("stAlert")).to_contain_text(f"{number['name']} lay between")
 
     def logged() -> list[tuple[object, ...]]:
@@ -175,6 +180,28 @@ def test_form_is_the_models_and_the_answer_is_the_apis(
     rows = await_(logged, 20, "the prediction is logged")
     assert [row[:3] for row in rows] == [("live", "1", 1)]
     assert float(str(rows[0][3])) == number["max"] + 1000
+
+
+def test_a_payload_of_before_explanations_answers_without_one(
+    database: Settings, open_page: Callable[[str], Page]
+) -> None:
+    code = make_payload(database.payloads_dir, "1") / "predict.py"
+    routes = code.read_text(encoding="utf-8")
+    assert routes.count('"/explain"') == 1
+    code.write_text(routes.replace('"/explain"', '"/not-yet"'), encoding="utf-8")
+    switch_current(database.payloads_dir, "1")
+    server = PredictServer(database)
+    try:
+        server.start()
+        page = open_page("")
+        submit(page)
+        assert answer_of(page, "1")
+        expect(page.get_by_text("The request and the answer, as JSON")).to_be_visible()
+        expect(page.get_by_test_id("stPlotlyChart")).to_have_count(1)
+        expect(page.get_by_text("Why this score")).to_have_count(0)
+        expect(page.get_by_test_id("stException")).to_have_count(0)
+    finally:
+        server.stop()
 
 
 def choose(page: Page, box: Locator, name: str) -> None:
@@ -289,6 +316,32 @@ def test_models_page_shows_the_loop_as_postgres_has_it(
         expect(cells.filter(has_text=re.compile(f"^{words}$")).first).to_be_attached()
 
 
+def test_models_page_shows_what_the_threshold_earns(
+    predict_server: PredictServer, database: Settings, open_page: Callable[[str], Page]
+) -> None:
+    page = open_page("models")
+    # The payload has no costs.
+    expect(page.get_by_text("50.0%, the best F1 of validation")).to_be_visible()
+
+    folder = make_payload(database.payloads_dir, "2", seed=1)
+    model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    chosen = {"threshold": 0.5, "share": 0.4, "profit": 605.4}
+    everybody = {"threshold": 0.1, "share": 1.0, "profit": -780.5}
+    model["costs"] = {"contact": 5.0, "success": 50.0, "unit": "euros"}
+    model["profit"] = {"per_rows": 1000, "rows": 3472, "chosen": chosen, "all": -780.5}
+    model["profit"]["curve"] = [chosen, everybody]
+    (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")
+    switch_current(database.payloads_dir, "2")
+    with PredictClient(predict_server.url) as client:
+        client.wait_for_version("2", database.predict_workers, timeout=30)
+    page.reload()
+    expect(page.get_by_text("which earns 605 euros per 1,000 customers")).to_be_visible()
+    expect(page.get_by_text("a contact costs 5 euros")).to_be_visible()
+    chart = page.get_by_test_id("stPlotlyChart").first
+    for words in ("threshold 50.0%: 605", "contact nobody", "contact all: \u2212780"):
+        expect(chart).to_contain_text(words)
+
+
 def panel(page: Page, title: str) -> Locator:
     """Return the innermost frame that holds the panel's title and what is drawn of it."""
     blocks = page.get_by_test_id("stVerticalBlock")
@@ -379,6 +432,54 @@ def test_monitoring_page_names_what_it_cannot_draw_and_draws_the_rest(
         expect(page.get_by_test_id("stAlert").first).to_contain_text("predict_api.json: uid")
         page.close()
         assert "Traceback" not in app.output.read_text()
+
+
+def test_monitoring_page_draws_what_prometheus_has_collected(
+    predict_server: PredictServer, browser: Browser, tmp_path: Path
+) -> None:
+    program()  # skips where there is none
+    settings = predict_server.settings.model_copy(
+        update={"prometheus": "auto", "streamlit_port": free_ports(1)[0]}
+    )
+    prometheus = Prometheus(settings)
+    try:
+        with running_app(settings, tmp_path) as app:
+            page = browser.new_page()
+            page.set_default_timeout(PATIENCE_MS)
+            expect.set_options(timeout=PATIENCE_MS)
+            page.goto(f"{settings.streamlit_url}/monitoring")
+            page.get_by_text("Predict service", exact=True).click()
+            said = page.get_by_test_id("stAlert").filter(has_text="Prometheus")
+            expect(said).to_contain_text(
+                f"This dashboard needs Prometheus, and none answers at {settings.prometheus_url}"
+            )
+            expect(said).to_contain_text("MLOPS_PROMETHEUS_HOME")
+            expect(page.get_by_text("Requests a second, by status")).to_have_count(0)
+
+            prometheus.start()
+            record = predict_server.reference()
+
+            def counted() -> bool:
+                predict_server.post([record] * 3)
+                query = {"query": "rate(predict_rows_total[1m]) > 0"}
+                answer = requests.get(f"{prometheus.url}/api/v1/query", query, timeout=10)
+                return bool(answer.json()["data"]["result"])
+
+            await_(counted)
+            page.reload()
+            page.get_by_text("Predict service", exact=True).click()
+            expect(panel(page, "Workers")).to_contain_text("2")
+            expect(panel(page, "99th percentile")).to_contain_text("ms")
+            by_version = panel(page, "Rows a second, by version")
+            expect(by_version.get_by_test_id("stPlotlyChart")).to_contain_text("version 1")
+            expect(panel(page, "Refused requests a second, by code")).to_contain_text(
+                "Nothing was refused"
+            )
+            expect(said).to_have_count(0)
+            page.close()
+            assert "Traceback" not in app.output.read_text()
+    finally:
+        prometheus.stop()
 
 
 def write_a_closed_loop(settings: Settings) -> None:
