@@ -1,4 +1,4 @@
-"""Plotly figures of the app: probability, leaderboard, versions, months.
+"""Plotly figures of the app: probability, contributions, profit, leaderboard, versions, months.
 
 Pure functions of data and a palette. It never reads a table, calls the API or needs Streamlit. One
 accent for what is in production or asked for, greys for the rest, one warm colour for limits.
@@ -6,10 +6,10 @@ accent for what is in production or asked for, greys for the rest, one warm colo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -43,6 +43,9 @@ DARK = Palette(
     limit="#e89a55",
     series=("#97a3af", "#6fa3a4", "#b3a27c", "#86aa9f", "#b99ba6"),
 )
+
+#: Shares this near to nobody or to all are marked as one.
+NEAR = 0.02
 
 Unit = Literal["score", "share"]
 
@@ -98,16 +101,185 @@ def _mark(
     # A halo in the colour of the page keeps the line visible on the bar.
     for line in ({"color": colours.background, "width": 6}, {"color": colour, "width": 2}):
         figure.add_shape(type="line", x0=share, x1=share, y0=low, y1=high, line=line)
-    # Towards the edges the words lean inwards, so that they are never cut off.
-    anchor = "left" if share < 0.15 else "right" if share > 0.85 else "center"
     figure.add_annotation(
         x=share,
         y=0.6 if above else -0.6,
         text=text,
         showarrow=False,
-        xanchor=anchor,
+        xanchor=_lean(share),
         font={"color": colour, "size": 12},
     )
+
+
+def contributions_waterfall(
+    steps: Sequence[tuple[str, float, str]],
+    base: float,
+    probability: float,
+    threshold: float,
+    colours: Palette = LIGHT,
+) -> go.Figure:
+    """Return how a score comes about: from `base` by `steps` (label, change, hover) to the score.
+
+    All numbers are shares (0..1). What raises the score has the accent, what lowers it the warm
+    colour; the threshold is a dotted line.
+    """
+    ends = ("Reference customer", "This record")
+    labels = [ends[0], *(label for label, _, _ in steps), ends[1]]
+    changes = [change for _, change, _ in steps]
+    digits = 1 if max([abs(probability), base]) >= 0.02 else 2
+    reached = [base]
+    for change in changes:
+        reached.append(reached[-1] + change)
+    figure = go.Figure(
+        go.Waterfall(
+            orientation="h",
+            # Positions, since two labels may be the same.
+            y=list(range(len(labels))),
+            x=[base, *changes, probability],
+            measure=["absolute", *["relative"] * len(changes), "total"],
+            text=[
+                f"{base:.{digits}%}",
+                *(_signed(f"{100 * change:+.{digits}f}") for change in changes),
+                f"{probability:.{digits}%}",
+            ],
+            textposition="outside",
+            textfont={"size": 12},
+            cliponaxis=False,
+            customdata=[f"{ends[0]}: {base:.2%}", *(told for *_, told in steps),
+                        f"{ends[1]}: {probability:.2%}"],
+            hovertemplate="%{customdata}<extra></extra>",
+            width=0.62,
+            increasing_marker_color=colours.accent,
+            decreasing_marker_color=colours.limit,
+            totals_marker_color=colours.series[0],
+            connector={"line": {"color": colours.track, "width": 1}},
+        )
+    )  # fmt: skip
+    figure.add_vline(x=threshold, line={"color": colours.muted, "width": 1.5, "dash": "dot"})
+    low, high = min(0.0, *reached), max(*reached, probability, threshold)
+    room = 0.14 * (high - low or 1.0)
+    figure.add_annotation(
+        x=threshold,
+        y=1,
+        yref="paper",
+        yanchor="bottom",
+        text=f"threshold {threshold:.1%}",
+        showarrow=False,
+        xanchor="left" if threshold < low + 0.2 * (high - low) else "center",
+        font={"color": colours.muted, "size": 12},
+    )
+    figure.update_layout(
+        **_frame(height=30 * len(labels) + 62, margin={"l": 4, "r": 4, "t": 26, "b": 30}),
+        showlegend=False,
+    )
+    figure.update_xaxes(
+        range=[low - (room if low < 0 else 0.0), high + room],
+        tickformat=".0%" if high - low >= 0.05 else ".1%",
+        nticks=6,
+        fixedrange=True,
+        zeroline=False,
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(labels))),
+        ticktext=[_short(label) for label in labels],
+        autorange="reversed",
+        automargin=True,
+        fixedrange=True,
+        showgrid=False,
+    )
+    return figure
+
+
+def _short(label: str, characters: int = 34) -> str:
+    return label if len(label) <= characters else label[: characters - 1] + "…"
+
+
+def profit_chart(
+    profit: Mapping[str, Any], unit: str, threshold: float, colours: Palette = LIGHT
+) -> go.Figure:
+    """Return the profit by the share of customers that is contacted, the chosen one in the accent.
+
+    `profit` is that of `model.json`; to contact nobody and to contact all are marked too.
+    """
+    curve, chosen = profit["curve"], profit["chosen"]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0.0, *(point["share"] for point in curve)],
+        y=[0.0, *(point["profit"] for point in curve)],
+        mode="lines",
+        line={"color": colours.series[0], "width": 2},
+        customdata=["above all scores", *(f"{point['threshold']:.2%}" for point in curve)],
+        hovertemplate=(
+            "threshold %{customdata}<br>%{x:.0%} contacted<br>"
+            f"%{{y:,.0f}} {unit} per {profit['per_rows']:,} customers<extra></extra>"
+        ),
+    )
+    share, all_of_them = chosen["share"], _signed(f"{profit['all']:,.0f}")
+    best = _signed(f"{chosen['profit']:,.0f}")
+    # Where the curve falls from the start, words below its start would lie on it.
+    above = 16 if curve[min(5, len(curve) - 1)]["profit"] < 0 else -16
+    marks = [
+        (share, chosen["profit"], f"<b>threshold {threshold:.1%}: {best}</b>", colours.accent, 16)
+    ]
+    if share > NEAR:
+        marks.append((0.0, 0.0, "contact nobody", colours.muted, above))
+    if share < 1 - NEAR:
+        marks.append((1.0, profit["all"], f"contact all: {all_of_them}", colours.muted, -16))
+    profits = [0.0, chosen["profit"], *(point["profit"] for point in curve)]
+    low, high = min(profits), max(profits)
+    room = 0.18 * (high - low or 1.0)
+    for share, value, text, colour, shift in marks:
+        figure.add_scatter(
+            x=[share],
+            y=[value],
+            mode="markers",
+            marker={"size": 10, "color": colour, "line": {"color": colours.background, "width": 2}},
+            hoverinfo="skip",
+        )
+        figure.add_annotation(
+            x=share,
+            y=value,
+            text=text,
+            showarrow=False,
+            xanchor=_lean(share),
+            yshift=shift,
+            font={"color": colour, "size": 12},
+        )
+    figure.add_hline(y=0, line={"color": colours.track, "width": 1.5}, layer="below")
+    figure.update_layout(
+        **_frame(height=300, margin={"l": 8, "r": 8, "t": 8, "b": 44}), showlegend=False
+    )
+    figure.update_xaxes(
+        range=[-0.02, 1.02],
+        tickformat=".0%",
+        tickvals=[0, 0.25, 0.5, 0.75, 1],
+        showgrid=False,
+        zeroline=False,
+        fixedrange=True,
+        title={"text": "Share of customers contacted, best scores first", "font": {"size": 12}},
+    )
+    figure.update_yaxes(
+        range=[low - room, high + room],
+        tickformat=",.0f",
+        zeroline=False,
+        fixedrange=True,
+        automargin=True,
+        title={
+            "text": f"{unit.capitalize()} per {profit['per_rows']:,} customers",
+            "font": {"size": 12},
+        },
+    )
+    return figure
+
+
+def _signed(number: str) -> str:
+    """Return a written number with a minus as wide as a plus, as the axes have it."""
+    return number.replace("-", "\u2212")
+
+
+def _lean(share: float) -> str:
+    """Return where words at a share (0..1) of the width are anchored, so that none are cut off."""
+    return "left" if share < 0.15 else "right" if share > 0.85 else "center"
 
 
 def leaderboard_bars(

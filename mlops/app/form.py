@@ -62,6 +62,34 @@ class Verdict:
     sentence: str
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one field, or several small ones together, adds to a score (points of 0..1)."""
+
+    label: str
+    change: float
+    told: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a score comes about: from the reference customer's `base` by `steps` to `probability`.
+
+    The steps add up to the difference of the two, the largest first; `sentence` says it in words.
+    """
+
+    base: float
+    steps: tuple[Step, ...]
+    probability: float
+    sentence: str
+
+
+#: Steps that are drawn one by one; smaller ones are drawn together.
+STEPS = 9
+#: What changes a score by less (points of 0..1) is drawn with others of its kind.
+SMALL = 0.0005
+
+
 def fields(model: Mapping[str, Any]) -> list[Field]:
     """Return the fields of the form for `model` (the content of `model.json`), in its order.
 
@@ -210,6 +238,70 @@ def verdict(model: Mapping[str, Any], probability: float, decision: str) -> Verd
     return Verdict(str(decision), probability / rate if rate else None, sentence)
 
 
+def explanation(model: Mapping[str, Any], answer: Mapping[str, Any]) -> Explanation:
+    """Return what /explain answered, in words and ready to be drawn, without what has no effect.
+
+    `answer` is that of `PredictClient.explain`.
+    """
+    kinds = {str(entry["name"]): entry for entry in model["inputs"]}
+    moved = [each for each in answer["contributions"] if each["contribution"] != 0]
+    steps = [_step(each, kinds[each["field"]]) for each in moved]
+    shown = [step for step in steps if abs(step.change) >= SMALL][:STEPS]
+    small = steps[len(shown) :]
+    if len(small) == 1:
+        shown += small
+    elif small:
+        told = "<br>".join(step.told for step in small)
+        shown.append(Step(f"{len(small)} others", sum(step.change for step in small), told))
+    base, probability = float(answer["reference_probability"]), float(answer["probability"])
+    sentence = (
+        "The reference customer, who has the usual value in every field (the median, or the most"
+        f" frequent one), scores {percent(base)}. "
+    )
+    if not steps:
+        sentence += "This record scores the same: no field of it changes anything."
+    else:
+        largest = [f"{step.label} {_adds(step.change)}" for step in shown[:2] if step in steps]
+        sentence += f"This record scores {percent(probability)}"
+        sentence += f": {', '.join(largest)}." if largest else "."
+    return Explanation(base, tuple(shown), probability, sentence)
+
+
+def _step(part: Mapping[str, Any], entry: Mapping[str, Any]) -> Step:
+    name = str(part["field"]).replace("_", " ")
+    value, usual = (_value(part[key], entry) for key in ("value", "reference"))
+    change = float(part["contribution"])
+    told = f"{name} is {value}, usually {usual}: {points(change)}"
+    return Step(f"{name} = {value}", change, told)
+
+
+def _value(value: Any, entry: Mapping[str, Any]) -> str:
+    if value is None:
+        return _empty_label(entry)
+    return plain(value) if isinstance(value, int | float) else str(value)
+
+
+def _adds(change: float) -> str:
+    size = points(abs(change)).removeprefix("+")
+    return f"adds {size}" if change > 0 else f"takes {size} off"
+
+
+def profit_sentence(model: Mapping[str, Any]) -> str:
+    """Return what the decision threshold is expected to earn, and by which costs it was chosen."""
+    costs, profit = model["costs"], model["profit"]
+    unit, rows, chosen = costs["unit"], f"{profit['per_rows']:,}", profit["chosen"]
+    everybody = "earn" if profit["all"] >= 0 else "lose"
+    return (
+        f"Whoever scores at least {percent(model['threshold'])} is contacted:"
+        f" {percent(chosen['share'])} of the {profit['rows']:,} customers of validation, which"
+        f" {'earns' if chosen['profit'] >= 0 else 'loses'}"
+        f" {plain(round(abs(chosen['profit'])))} {unit} per {rows} customers. To contact everybody"
+        f" would {everybody} {plain(round(abs(profit['all'])))} {unit}. Assumed in the card: a"
+        f" contact costs {plain(costs['contact'])} {unit}, a “{model['target']['positive']}” is"
+        f" worth {plain(costs['success'])} {unit}."
+    )
+
+
 def provenance(model: Mapping[str, Any]) -> list[str]:
     """Return who answers, as short phrases: version, candidate, window, rows."""
     training = model.get("training") or {}
@@ -226,6 +318,11 @@ def provenance(model: Mapping[str, Any]) -> list[str]:
 def percent(share: float) -> str:
     """Return a share (0..1) as a percentage for a person: two digits where it is small."""
     return f"{share:.2%}" if 0 < share < 0.01 else f"{share:.1%}"
+
+
+def points(change: float) -> str:
+    """Return a change of a share (0..1) in percentage points: +5.2 points, two digits if small."""
+    return f"{100 * change:+.{1 if abs(change) >= 0.001 else 2}f} points"
 
 
 def plain(number: float | int | None) -> str:

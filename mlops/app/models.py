@@ -1,6 +1,7 @@
 """Page *Models*: what is in production and how it came there.
 
-It reads Postgres and changes nothing; what it reads is put together in `history`.
+It reads Postgres, and from the predict API what the threshold earns; it changes nothing. What it
+reads is put together in `history`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import pandas as pd
 import psycopg2
 import streamlit as st
 
-from mlops.app import charts
+from mlops.app import charts, form
 from mlops.app.history import History, labels_in_words, read_history
 from mlops.database import connect
 from mlops.dataset.card import CardError, load_card
+from mlops.serving.client import ApiError, ApiUnavailable, PredictClient
 from mlops.settings import MissingSecretError, Settings, get_settings
 
 #: Metrics of the leaderboard's table, where a training has them: key, heading, how to show it.
@@ -27,6 +29,8 @@ METRICS = [
 ]
 MINUTES = "YYYY-MM-DD HH:mm"
 REFRESH_S = 20
+#: Seconds that the page waits for the prediction service, which it can do without.
+PATIENCE_S = 2
 
 
 def when(time: Any) -> str:
@@ -132,6 +136,33 @@ def show_leaderboard(history: History, colours: charts.Palette) -> None:
         left.caption(f"{candidate} could not be fitted: {first_line(reason)}")
     if version is not None and not in_production.any():
         left.caption(f"Version {version}, in production, is of an earlier training.")
+
+
+def show_threshold(settings: Settings, colours: charts.Palette) -> None:
+    """Show what the decision threshold of the version that answers is expected to earn."""
+    st.subheader("Decision threshold")
+    try:
+        with PredictClient.of(settings, timeout=PATIENCE_S) as client:
+            model = client.model()
+    except (ApiError, ApiUnavailable):
+        empty("Shown once the prediction service answers: the model itself has it.")
+        return
+    if not model.get("profit") or not model.get("costs"):
+        empty(
+            f"{form.percent(model['threshold'])}, the best F1 of validation. With `costs` in the"
+            " card, the next training chooses it by profit."
+        )
+        return
+    sentence = form.profit_sentence(model)
+    st.caption(f"Version {model['version']}. {sentence}")
+    st.plotly_chart(
+        charts.profit_chart(
+            model["profit"], str(model["costs"]["unit"]), float(model["threshold"]), colours
+        ),
+        config=charts.CONFIG,
+        key="profit",
+        alt=sentence,
+    )
 
 
 def show_months(history: History, colours: charts.Palette, settings: Settings) -> None:
@@ -343,6 +374,7 @@ def show_page() -> None:
     colours = charts.palette(st.context.theme.type)
     show_summary(history)
     show_leaderboard(history, colours)
+    show_threshold(settings, colours)
     show_months(history, colours, settings)
     show_versions(history, colours)
     show_retrains(history)

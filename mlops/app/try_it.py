@@ -100,11 +100,63 @@ def predict(
     except ApiError as error:
         st.warning(f"The service did not accept this: {error}", icon=":material/error:")
         return
-    st.session_state["answer"] = {"sent": sent, "answer": answer, "model": model}
+    st.session_state["answer"] = {
+        "sent": sent,
+        "answer": answer,
+        "model": model,
+        "why": explain(client, sent, str(answer["version"])),
+    }
 
 
-def show_answer(sent: dict[str, Any], answer: dict[str, Any], model: dict[str, Any]) -> None:
-    """Show the answer in words and as a picture, who gave it, and what it warns of."""
+def explain(client: PredictClient, sent: dict[str, Any], version: str) -> dict[str, Any] | str:
+    """Return why `version` answers so, or as words why that is not told: "" where it cannot be."""
+    try:
+        why = client.explain(sent)
+    except ApiUnavailable:
+        return ""
+    except ApiError as error:
+        # A payload of before /explain has no such address: the answer stands without it.
+        return "" if error.status in (404, 405) else f"Not explained: {error}."
+    return why if str(why["version"]) == version else ""  # another was deployed in between
+
+
+def show_why(why: dict[str, Any] | str, model: dict[str, Any]) -> None:
+    """Show what each field adds to the score, as a picture and in words."""
+    if isinstance(why, str):
+        if why:
+            st.caption(why)
+        return
+    found = form.explanation(model, why)
+    st.subheader("Why this score")
+    st.markdown(found.sentence)
+    if not found.steps:
+        return
+    st.plotly_chart(
+        charts.contributions_waterfall(
+            [(step.label, step.change, step.told) for step in found.steps],
+            found.base,
+            found.probability,
+            float(model["threshold"]),
+            charts.palette(st.context.theme.type),
+        ),
+        config=charts.CONFIG,
+        key="why",
+        alt=found.sentence,
+    )
+    st.caption(
+        "In percentage points: each field's exact Shapley contribution, its mean effect over all"
+        " orders in which the record's values replace the reference customer's. Fields not shown"
+        " change nothing."
+    )
+
+
+def show_answer(
+    sent: dict[str, Any],
+    answer: dict[str, Any],
+    model: dict[str, Any],
+    why: dict[str, Any] | str = "",
+) -> None:
+    """Show the answer in words and as a picture, who gave it, why, and what it warns of."""
     prediction = answer["predictions"][0]
     probability = float(prediction["probability"])
     verdict = form.verdict(model, probability, prediction["decision"])
@@ -133,6 +185,7 @@ def show_answer(sent: dict[str, Any], answer: dict[str, Any], model: dict[str, A
             "Unusual, so trust the answer less: " + "; ".join(warnings) + ".",
             icon=":material/info:",
         )
+    show_why(why, model)
     with st.expander("The request and the answer, as JSON"):
         request, response = st.columns(2)
         request.code(json.dumps(sent, indent=2, ensure_ascii=False), language="json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -32,6 +33,59 @@ def test_marks_near_an_end_lean_inwards(share: float, anchor: str) -> None:
 def test_the_bar_is_as_long_as_the_probability() -> None:
     track, bar = charts.probability_bar(0.3, 0.5, 0.1).data
     assert (track.x, bar.x) == ((1.0,), (0.3,))
+
+
+def test_contributions_lead_from_the_reference_to_the_score() -> None:
+    steps = [
+        ("age = 77", 0.05, "told"),
+        ("job = maid", -0.02, "told"),
+        ("age = 77", -0.01, "twice"),
+    ]
+    figure = charts.contributions_waterfall(steps, 0.04, 0.06, 0.31)
+    (bars,) = figure.data
+    assert list(bars.x) == [0.04, 0.05, -0.02, -0.01, 0.06]
+    assert list(bars.measure) == ["absolute", *["relative"] * 3, "total"]
+    assert sum(bars.x[:-1]) == pytest.approx(bars.x[-1])
+    assert list(bars.text) == ["4.0%", "+5.0", "\u22122.0", "\u22121.0", "6.0%"]
+    # Two fields may read alike; each has a place of its own all the same.
+    assert list(figure.layout.yaxis.ticktext)[1:4] == ["age = 77", "job = maid", "age = 77"]
+    assert len(set(bars.y)) == 5
+    low, high = figure.layout.xaxis.range
+    assert low <= 0 < 0.31 < high, "the threshold stays in sight"
+
+
+def test_a_long_text_is_cut_in_the_label_only() -> None:
+    figure = charts.contributions_waterfall([(f"job = {'x' * 200}", 0.1, "x" * 200)], 0.1, 0.2, 0.5)
+    assert len(figure.layout.yaxis.ticktext[1]) == 34
+    assert figure.data[0].customdata[1] == "x" * 200
+
+
+def profit(share: float, everybody: float) -> dict[str, Any]:
+    points = [{"threshold": 1 - s, "share": s, "profit": everybody * s} for s in (0.5, 1.0)]
+    chosen = {"threshold": 0.3, "share": share, "profit": 70.0}
+    return {"per_rows": 1000, "rows": 50, "chosen": chosen, "all": everybody, "curve": points}
+
+
+def test_the_profit_marks_the_threshold_nobody_and_all() -> None:
+    figure = charts.profit_chart(profit(0.4, -30.0), "euros", 0.31)
+    assert [mark.text for mark in figure.layout.annotations] == [
+        "<b>threshold 31.0%: 70</b>",
+        "contact nobody",
+        "contact all: \u221230",
+    ]
+    assert list(figure.data[0].x) == [0.0, 0.5, 1.0]
+    assert [list(mark.x) for mark in figure.data[1:]] == [[0.4], [0.0], [1.0]]
+    assert figure.layout.yaxis.title.text == "Euros per 1,000 customers"
+    low, high = figure.layout.yaxis.range
+    assert low < -30 < 70 < high
+
+
+def test_a_threshold_that_contacts_all_is_marked_once() -> None:
+    figure = charts.profit_chart(profit(1.0, 70.0), "euros", 0.01)
+    assert [mark.text for mark in figure.layout.annotations] == [
+        "<b>threshold 1.0%: 70</b>",
+        "contact nobody",
+    ]
 
 
 def test_only_the_version_in_production_has_the_accent() -> None:

@@ -208,3 +208,64 @@ def test_provenance_tells_version_candidate_window_and_rows() -> None:
         "learnt from 2024-01 to 2024-06",
         "12,345 rows",
     ]
+
+
+def why(**contributions: float) -> dict[str, Any]:
+    """Return what /explain answers: the named fields move the score from 0.1, the others do not."""
+    parts = [
+        {
+            "field": entry["name"],
+            "value": None if entry["kind"] == "category" else 1240,
+            "reference": entry.get("mode", 18),
+            "contribution": contributions.get(entry["name"], 0.0),
+        }
+        for entry in CHURN["inputs"]
+    ]
+    parts.sort(key=lambda part: -abs(part["contribution"]))
+    total = 0.1 + sum(contributions.values())
+    return {"probability": total, "reference_probability": 0.1, "contributions": parts}
+
+
+def test_an_explanation_tells_fields_with_their_values_the_largest_first() -> None:
+    found = form.explanation(CHURN, why(months_with_us=0.2, plan=-0.05))
+    assert [(step.label, step.change) for step in found.steps] == [
+        ("months with us = 1,240", 0.2),
+        ("plan = n/a", -0.05),
+    ]
+    assert found.steps[0].told == "months with us is 1,240, usually 18: +20.0 points"
+    assert (found.base, found.probability) == (0.1, pytest.approx(0.25))
+    assert found.sentence.endswith(
+        "scores 10.0%. This record scores 25.0%: months with us = 1,240 adds 20.0 points,"
+        " plan = n/a takes 5.0 points off."
+    )
+
+
+def test_what_hardly_counts_is_told_together_and_nothing_is_lost() -> None:
+    small = {"discount": 0.0003, "plan": -0.0002, "region": 0.0001}
+    found = form.explanation(CHURN, why(months_with_us=0.2, **small))
+    assert [step.label for step in found.steps] == ["months with us = 1,240", "3 others"]
+    assert sum(step.change for step in found.steps) == pytest.approx(found.probability - found.base)
+    assert found.steps[1].told.count("<br>") == 2
+    alone = form.explanation(CHURN, why(months_with_us=0.2, plan=0.0001))
+    assert [step.label for step in alone.steps] == ["months with us = 1,240", "plan = n/a"]
+
+
+def test_a_record_like_the_reference_has_no_steps() -> None:
+    found = form.explanation(CHURN, why())
+    assert found.steps == ()
+    assert found.sentence.endswith("This record scores the same: no field of it changes anything.")
+
+
+def test_the_profit_is_told_with_the_costs_that_it_assumes() -> None:
+    model = CHURN | {
+        "costs": {"contact": 2.5, "success": 40.0, "unit": "pounds"},
+        "profit": {
+            **{"per_rows": 1000, "rows": 3472, "all": -780.5, "curve": []},
+            "chosen": {"threshold": 0.25, "share": 0.469, "profit": 1604.8},
+        },
+    }
+    assert form.profit_sentence(model) == (
+        "Whoever scores at least 25.0% is contacted: 46.9% of the 3,472 customers of validation,"
+        " which earns 1,605 pounds per 1,000 customers. To contact everybody would lose 780 pounds."
+        " Assumed in the card: a contact costs 2.5 pounds, a “gone” is worth 40 pounds."
+    )
