@@ -353,8 +353,8 @@ class PredictClient:
 
 def _type_of(source: Path) -> tuple[str, bool]:
     """Return a file's type and whether it is packed, as its name tells; raises ValueError."""
-    packed = source.suffix == ".gz"
-    suffix = Path(source.stem).suffix if packed else source.suffix
+    packed = source.suffix.lower() == ".gz"
+    suffix = (Path(source.stem).suffix if packed else source.suffix).lower()
     if suffix not in _TYPES or (packed and suffix == ".parquet"):
         raise ValueError(
             f"{source.name}: found the ending {source.suffix or 'nothing'!r}, expected .csv,"
