@@ -95,7 +95,7 @@ def score(uploaded: Any, model: dict[str, Any], settings: Settings) -> Outcome |
         return None
     folder = tempfile.TemporaryDirectory(prefix="mlops-batch-")
     here = Path(folder.name)
-    source, predictions = here / f"upload{ending}", here / f"predictions{ending}"
+    source, predictions = here / f"upload{ending}", here / f"predictions{ending.lower()}"
     rejected = here / "rejected.ndjson"
     bar = st.progress(0.0, "Sending …")
 
@@ -188,25 +188,15 @@ def show_outcome(outcome: Outcome) -> None:
             on_click="ignore",
             key="rejected",
         )
-        st.subheader("Bad rows")
-        listed = len(outcome.bad_rows)
-        st.dataframe(
-            outcome.bad_rows,
-            hide_index=True,
-            placeholder="-",
-            height="auto" if listed < 8 else 300,
-            column_config={
-                "line": st.column_config.NumberColumn("Line", format="%d", width="small"),
-                "field": st.column_config.TextColumn("Field", width="small"),
-                "code": None,
-                "message": st.column_config.TextColumn("Why", width="large"),
-            },
-            key="bad",
-        )
-        if listed < summary["rejected"]:
-            st.caption(f"The first {listed:,}; the download has all.")
-    if not scored.rows:
-        return
+    if scored.rows:
+        show_scores(scored, model)
+    if summary["rejected"]:
+        show_bad_rows(outcome)
+
+
+def show_scores(scored: scored_rows.Scored, model: dict[str, Any]) -> None:
+    """Show how the scores lie about the threshold, and the first rows."""
+    positive = str(model["target"]["positive"])
     st.subheader(f"Probability of “{positive}”")
     st.plotly_chart(
         charts.score_histogram(
@@ -222,12 +212,34 @@ def show_outcome(outcome: Outcome) -> None:
         height=300,
         placeholder="-",
         column_config={
+            "row": st.column_config.TextColumn("Line"),
             scored_rows.PROBABILITY: st.column_config.NumberColumn("Probability", format="%.4f"),
             scored_rows.DECISION: "Decision",
             scored_rows.WARNINGS: "Unusual",
         },
         key="preview",
     )
+
+
+def show_bad_rows(outcome: Outcome) -> None:
+    """List the rows that were not scored, by their lines."""
+    st.subheader("Bad rows")
+    listed = len(outcome.bad_rows)
+    st.dataframe(
+        outcome.bad_rows,
+        hide_index=True,
+        placeholder="-",
+        height="auto" if listed < 8 else 300,
+        column_config={
+            "line": st.column_config.NumberColumn("Line", format="%d", width="small"),
+            "field": st.column_config.TextColumn("Field", width="small"),
+            "code": None,
+            "message": st.column_config.TextColumn("Why", width="large"),
+        },
+        key="bad",
+    )
+    if listed < outcome.summary["rejected"]:
+        st.caption(f"The first {listed:,}; the download has all.")
 
 
 @st.fragment(run_every=REFRESH_S)

@@ -161,7 +161,7 @@ def _score(
             return _read_back(connection, digest, file.name, settings)
     asked, result = _claim(connection, digest, file, known, settings)
     drafts = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=exchange.folder(settings, "outbox")))
-    predictions = drafts / f"predictions{exchange.ending(file.path.name)}"
+    predictions = drafts / f"predictions{exchange.ending(file.path.name).lower()}"
     bad_rows = drafts / "rejected.ndjson"
     try:
         told = _teller(file, progress)
@@ -276,10 +276,10 @@ def _why_none(rows: int, bad_rows: Path) -> str:
 def _in_words(done: dict[str, Any]) -> str:
     if done["status"] == "rejected":
         return f"rejected: {done['reason']}"
-    bad = f", {done['rejected']:,} bad rows in {done['bad_rows']}" if done["rejected"] else ""
+    bad = f", {done['rejected']:,} bad rows in {done['bad_rows']!r}" if done["rejected"] else ""
     return (
         f"{done['scored']:,} of {done['rows']:,} rows scored by version {done['version']} "
-        f"into {done['predictions']}{bad}"
+        f"into {done['predictions']!r}{bad}"
     )
 
 
