@@ -20,7 +20,7 @@ from predictor.observer import Environment
 DRAIN_BYTES = 64 * 1024 * 1024  # read, so that the caller sees the 413 and not a broken pipe
 PURPOSES = ("live", "simulation", "test")
 
-_PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+_PERIOD = re.compile(r"([1-9][0-9]{3})-(0[1-9]|1[0-2])")
 
 
 def read_headers(environ: Environment) -> tuple[str, str, str]:
@@ -40,7 +40,7 @@ def read_headers(environ: Environment) -> tuple[str, str, str]:
         first_day = datetime.now(timezone.utc).date().replace(day=1)
     else:
         match = _PERIOD.fullmatch(period)
-        if not match or not match[0].isascii() or match[1] == "0000":
+        if not match:
             raise RequestError(
                 "wrong_header",
                 f"X-Period is {shown(period)}, expected a month such as 2009-03",

@@ -24,6 +24,7 @@ CODES: dict[str, tuple[int, str]] = {
     "unreadable_body": (400, "the body broke off, or its chunks or its packing are broken"),
     "wrong_header": (400, "a header of this API cannot be read"),
     "wrong_http": (400, "the request is no HTTP, or none that is read here"),
+    "wrong_gzip": (400, "a file is no gzip, or breaks off"),
     "unauthorized": (401, "no API key, or a wrong one"),
     "not_found": (404, "no such address"),
     "method_not_allowed": (405, "another method; `Allow` names those that there are"),
@@ -39,8 +40,15 @@ CODES: dict[str, tuple[int, str]] = {
     "out_of_range": (422, "a number that a float32 does not hold"),
     "empty": (422, "a list without a record"),
     "not_one_record": (422, "a list, where one record is explained"),
+    "too_many_differences": (422, "more fields than can be explained exactly are not typical"),
+    "reserved_field": (422, "a file has a column that the answer adds"),
+    "wrong_row": (422, "rows of a file cannot be told apart"),
+    "wrong_parquet": (422, "a file is no Parquet"),
+    "too_many_rejected": (422, "hardly a row of a file can be scored"),
+    "busy": (429, "other files are being scored"),
     "rate_limited": (429, "over the client's rate; `Retry-After` says when to come again"),
     "internal": (500, "a fault of this server; its log has the details"),
+    "no_room": (503, "a file cannot be kept while it is scored"),
     "log_unavailable": (503, "the answer could not be logged, so it was not given"),
 }
 """Codes of errors: status, and when."""
@@ -57,8 +65,11 @@ _HEADERS: dict[str, Json] = {
         "name": "X-Period",
         "in": "header",
         "description": "The month that the request belongs to. Default: this one.",
-        "schema": {"type": "string", "pattern": "^(?!0000)[0-9]{4}-(0[1-9]|1[0-2])$"},
-        "example": "2009-03",
+        "schema": {
+            "type": "string",
+            "pattern": "^[1-9][0-9]{3}-(0[1-9]|1[0-2])$",
+            "examples": ["2009-03"],
+        },
     },
     "Purpose": {
         "name": "X-Purpose",
@@ -375,7 +386,7 @@ def _paths(card: Json, limits: Limits) -> Json:
                     for media in ("multipart/mixed", *_FILES)
                 },
             },
-            [*asked, 503],
+            [*{*asked, 429, 503}],
         ),
         "/explain": post(
             "explain",
