@@ -19,6 +19,7 @@ from predictor.errors import LogUnavailable, PayloadError, RequestError
 from predictor.explain import explain
 from predictor.incoming import note_scored, read_headers, read_json
 from predictor.limits import Arrivals, Limits
+from predictor.lists import read_and_score
 from predictor.model import Model, code_digest
 from predictor.observer import Environment
 from predictor.openapi import describe
@@ -198,8 +199,7 @@ class Service:
                 f"the list holds {len(records)} records, expected 1 to {self.limits.max_records}",
                 status=413,
             )
-        read = [model.read(record, row) for row, record in enumerate(records)]
-        probabilities = model.score([record for record, _ in read])
+        read, probabilities = read_and_score(model, records)
         if self.log is not None:
             try:
                 lines = format_lines(
