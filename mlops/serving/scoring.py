@@ -30,9 +30,6 @@ from mlops.serving.client import ApiError, ApiUnavailable, PredictClient, Progre
 from mlops.serving.exchange import Waiting
 from mlops.settings import Settings, get_settings
 
-PATIENCE_S = 120.0
-"""How long the API may send nothing of its answer."""
-
 _LOCK = "mlops.serving.scoring"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "mlops/scoring")
 _DRAFT = ".scoring-"
@@ -107,11 +104,13 @@ def _score_all(
     """
     results: list[dict[str, Any]] = []
     failures: list[str] = []
-    with PredictClient.of(settings, timeout=PATIENCE_S) as client:
+    with PredictClient.of(settings) as client:
         for file in files:
             try:
                 done = _score(connection, client, file, settings, progress)
             except OSError as error:
+                if not os.path.lexists(file.path):
+                    continue  # taken out again
                 place = error.filename or file.path
                 failures.append(f"{file.name!r}: {place}: {error.strerror or error}")
             except ApiUnavailable as error:
@@ -164,8 +163,8 @@ def _score(
     predictions = drafts / f"predictions{exchange.ending(file.path.name).lower()}"
     bad_rows = drafts / "rejected.ndjson"
     try:
-        told = _teller(file, progress)
         try:
+            told = _teller(file, progress)
             summary = client.score_file(file.path, predictions, bad_rows, asked, progress=told)
         except ValueError as error:  # the name tells no format
             return _reject(connection, digest, file, str(error), settings)
@@ -182,6 +181,8 @@ def _score(
         beside = Path(f"{result}{exchange.REJECTED_ROWS}")
         if counts["rejected"]:
             bad_rows.replace(beside)
+        else:  # of an attempt that was interrupted, and answered by another version
+            beside.unlink(missing_ok=True)
         predictions.replace(result)
         _close(connection, digest, file.name, "success", **counts)
         _put_away(file, settings)
@@ -192,10 +193,11 @@ def _score(
             **counts,
         }
     except ApiError as error:
-        if error.status in _NOT_THE_FILES_FAULT:
-            raise ApiUnavailable(f"the predict API refuses the request: {error}") from error
-        return _reject(connection, digest, file, str(error), settings)
-    except ApiUnavailable as error:
+        if error.status not in _NOT_THE_FILES_FAULT:
+            return _reject(connection, digest, file, str(error), settings)
+        _note(connection, digest, file.name, f"waits: {error}")
+        raise ApiUnavailable(f"the predict API refuses the request: {error}") from error
+    except (ApiUnavailable, OSError) as error:
         _note(connection, digest, file.name, f"waits: {error}")
         raise
     finally:

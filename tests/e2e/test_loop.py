@@ -1,12 +1,14 @@
-"""The loop on the real stack: six pipelines through Mage, an alert, a retrain, a new version.
+"""The loop on the real stack: all pipelines through Mage, an alert, a retrain, a new version.
 
 One demo runs for the module; the tests look at what it left behind.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -19,6 +21,7 @@ from mlops.orchestration.mage import PIPELINES
 from mlops.serving.client import PredictClient
 from mlops.settings import Settings
 from tests.fixtures.stack import run_stack
+from tests.fixtures.waiting import await_
 
 pytestmark = pytest.mark.timeout(1500)  # above every limit of run_stack, so that these speak first
 
@@ -51,6 +54,31 @@ def test_demo_closes_the_loop_and_says_so(demo: dict[str, Any]) -> None:
     assert demo["challenger_auc"] > demo["champion_auc"]
     assert demo["rows"] > 0
     assert demo["seconds"] >= sum(demo["stages"].values()) - 1
+
+
+def test_a_file_put_into_the_inbox_is_scored_by_itself(
+    stack: Settings, demo: dict[str, Any]
+) -> None:
+    with PredictClient(stack.predict_url) as client:
+        record = client.model()["reference"]
+    with (stack.exchange_dir / "inbox" / ".customers.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, record)
+        writer.writeheader()
+        writer.writerows([record] * 50)
+    Path(file.name).rename(stack.exchange_dir / "inbox" / "customers.csv")
+    result = stack.exchange_dir / "outbox" / "customers.csv"
+    await_(result.exists, 60, "the file is scored")
+    with result.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 50
+    assert {row["decision"] for row in rows} <= {"yes", "no"}
+    ended = (
+        "SELECT * FROM pipeline_run"
+        " WHERE pipeline_uuid = 'score' AND lower(status::text) = 'completed'"
+    )
+    await_(lambda: rows_of(stack, ended, "mage"), 20, "Mage shows the run")
+    (known,) = rows_of(stack, "SELECT * FROM ops.scored_files")
+    assert (known["status"], known["predictions"]) == ("success", "outbox/customers.csv")
 
 
 def test_every_pipeline_ran_to_its_end_in_mage(stack: Settings, demo: dict[str, Any]) -> None:

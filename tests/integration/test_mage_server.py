@@ -22,8 +22,11 @@ from mlops.dataset.card import load_card
 from mlops.dataset.generate import generate_csv
 from mlops.orchestration import mage
 from mlops.orchestration.server import PROJECT, mage_command, tokens_set_path
+from mlops.serving.exchange import make_folders
+from mlops.serving.payload import switch_current
 from mlops.settings import ROOT, Settings
 from mlops.stack.services import launch_environment, services
+from tests.fixtures.predict import PredictServer, make_payload, make_rows
 from tests.fixtures.waiting import await_
 
 pytestmark = pytest.mark.timeout(240)
@@ -256,6 +259,46 @@ def test_nobody_gets_in_without_logging_in(server: Server) -> None:
         timeout=30,
     ).json()
     assert "error" in login, "Mage's default owner is let in"
+
+
+def test_a_file_in_the_inbox_is_scored_by_itself_and_nothing_runs_without_one(
+    server: Server,
+) -> None:
+    """Its watcher was killed before: it is started again."""
+    settings = server.settings
+    make_payload(settings.payloads_dir, "1")
+    switch_current(settings.payloads_dir, "1")
+    assert server.process is not None
+
+    def watchers() -> list[psutil.Process]:
+        family = psutil.Process(server.process.pid).children(recursive=True)  # type: ignore[union-attr]
+        with contextlib.suppress(psutil.Error):
+            return [each for each in family if "mlops.orchestration.inbox" in each.cmdline()]
+        return []
+
+    (killed,) = await_(watchers, 20, "the watcher runs")
+    killed.kill()
+    api = PredictServer(settings)
+    try:
+        api.start()
+        make_folders(settings)
+        frame = make_rows(load_card("bank_marketing"), 20).drop(columns=["target", "period"])
+        frame.to_csv(settings.exchange_dir / "inbox" / "rows.csv", index=False)
+        result = settings.exchange_dir / "outbox" / "rows.csv"
+        await_(result.exists, 60, "the file is scored")
+    finally:
+        api.stop()
+    assert len(result.read_text().splitlines()) == 21
+
+    def statuses() -> list[str]:
+        with connect("mage", settings=settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT lower(status::text) FROM pipeline_run WHERE pipeline_uuid = 'score'"
+            )
+            return [status for (status,) in cursor.fetchall()]
+
+    await_(lambda: statuses() == ["completed"], 30, lambda: f"one run of score: {statuses()}")
+    assert not list((settings.exchange_dir / "inbox").iterdir())
 
 
 @pytest.mark.browser

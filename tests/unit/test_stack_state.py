@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops.serving import exchange
 from mlops.settings import ROOT, Settings, secret_names
 from mlops.stack import __main__ as command_line
 from mlops.stack import processes, state
@@ -53,6 +54,19 @@ def test_clean_deletes_what_the_stack_wrote_and_nothing_else(settings: Settings)
     assert not settings.state_dir.exists()
     assert left(settings.payloads_dir) == {*("README.md", "notes.txt", "photos", ".git", "2024")}
     assert left(settings.reports_dir) == {"mine.html", "final", "2024"}
+
+
+def test_clean_deletes_no_file_of_the_exchange(tmp_path: Path) -> None:
+    for folder in ("data", "state/data"):
+        settings = make_settings(tmp_path, exchange_dir=tmp_path / folder)
+        state.claim(settings)
+        exchange.make_folders(settings)
+        (settings.exchange_dir / "outbox" / "customers.csv").touch()
+        if folder == "data":
+            assert not any(settings.exchange_dir.is_relative_to(p) for p in state.written(settings))
+        else:
+            with pytest.raises(state.StateError, match="MLOPS_EXCHANGE_DIR"):
+                state.written(settings)
 
 
 def test_clean_after_setup_alone_deletes_its_state(settings: Settings) -> None:
