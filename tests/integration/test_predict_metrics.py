@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import requests
 
 from mlops.serving.payload import switch_current
 from mlops.settings import Settings
+from tests.fixtures.postgres import make_settings
 from tests.fixtures.predict import PredictServer, make_payload
 from tests.fixtures.waiting import await_
 
@@ -103,6 +105,71 @@ def test_only_the_version_that_answers_is_told(predict_server: PredictServer) ->
     failed = 'predict_model_loads_total{outcome="failed"}'
     await_(lambda: series(predict_server).get(failed, 0) >= 2)
     assert series(predict_server)['predict_workers{version="2"}'] == 2
+
+
+def test_counts_outlive_workers_with_new_code_and_begin_anew_with_a_new_server(
+    predict_server: PredictServer,
+) -> None:
+    send(predict_server, 10)
+    before = set(predict_server.workers())
+    folder = make_payload(predict_server.settings.payloads_dir, "2", seed=1)
+    with (folder / "predictor" / "metrics.py").open("a") as code:
+        code.write("\n# another version\n")
+    switch_current(predict_server.settings.payloads_dir, "2")
+    await_(
+        lambda: len(predict_server.workers()) == 2 and not before & set(predict_server.workers())
+    )
+    await_(lambda: series(predict_server).get('predict_workers{version="2"}') == 2)
+    send(predict_server, 5)
+    found = series(predict_server)
+    assert found[PREDICTED] == 15, "the check of the new code must not count"
+    assert found['predict_rows_total{route="/predict",version="1"}'] == 10
+    assert found['predict_rows_total{route="/predict",version="2"}'] == 5
+    assert 'predict_workers{version="1"}' not in found
+
+    assert predict_server.process is not None
+    os.killpg(predict_server.process.pid, signal.SIGKILL)
+    predict_server.process.wait()
+    predict_server.start()
+    found = series(predict_server)
+    assert PREDICTED not in found
+    assert found['predict_workers{version="2"}'] == 2
+    assert (predict_server.settings.state_dir / "metrics").is_dir()
+
+
+def test_no_volume_is_needed(tmp_path: Path) -> None:
+    """As the payload's image with a read-only root: only the temporary folder can be written."""
+    settings = make_settings(tmp_path)
+    make_payload(settings.payloads_dir, "1")
+    (tmp_path / "a file").write_text("")
+    extra = {"MLOPS_STATE_DIR": str(tmp_path / "a file"), "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    server = PredictServer(settings, logged=False, payload="1", extra=extra)
+    try:
+        server.start()
+        send(server, 10)
+        found = series(server)
+        assert found[PREDICTED] == 10
+        assert "predict_log_pending_rows" not in found
+        assert len(list((tmp_path / "tmp").glob("predict-metrics-*"))) == 1
+    finally:
+        server.stop()
+    assert list((tmp_path / "tmp").glob("predict-metrics-*")) == []
+
+
+def test_a_client_that_is_too_slow_is_counted(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, predict_workers=1)
+    make_payload(settings.payloads_dir, "1")
+    extra = {"MLOPS_PREDICT_BODY_TIMEOUT_S": "0.2"}
+    server = PredictServer(settings, logged=False, payload="1", extra=extra)
+    try:
+        server.start()
+        with socket.create_connection(("127.0.0.1", settings.predict_port)) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\n")
+            await_(lambda: series(server).get('predict_errors_total{code="too_slow"}') == 1)
+        assert series(server)['predict_requests_total{route="other",status="408"}'] == 1
+    finally:
+        server.stop()
 
 
 def test_refusals_rows_and_unusual_values_are_counted(predict_server: PredictServer) -> None:

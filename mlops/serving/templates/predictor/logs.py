@@ -58,8 +58,8 @@ def configure(level_from: logging.Logger) -> None:
 class AccessLog:
     """Which requests get a line: `off`, `errors` (4xx, 5xx and slow ones), or `all`.
 
-    A line costs some 40 microseconds, a tenth of a request: `errors` is what a busy server wants,
-    since the counters in `/metrics` tell of all others.
+    A line costs 20 microseconds and a write, a tenth of a request, and 3,000 requests a second are
+    3 GB of lines an hour: `errors` is the default, since `/metrics` counts all others.
     """
 
     def __init__(self, kind: str = "errors") -> None:

@@ -145,8 +145,7 @@ def count_inputs(read: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, A
 def count_logged(shipped: int, rejected: int = 0) -> None:
     """Count rows that Postgres has taken, and those that it has refused for good."""
     _logged.labels("shipped").inc(shipped)
-    if rejected:
-        _logged.labels("rejected").inc(rejected)
+    _logged.labels("rejected").inc(rejected)
 
 
 _answers: list[Any] = []
@@ -160,6 +159,10 @@ def model_loaded(card: Mapping[str, Any]) -> None:
     _answers.append(_workers.labels(*labels))
     _answers[0].set(1)
     _loads.labels("loaded").inc()
+    # There from the start: Prometheus does not see the step from nothing to 1.
+    _loads.labels("failed").inc(0)
+    _logged.labels("shipped").inc(0)
+    _logged.labels("rejected").inc(0)
 
 
 def model_failed() -> None:

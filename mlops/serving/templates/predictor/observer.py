@@ -36,25 +36,20 @@ class Observer:
         sent = environ.get("HTTP_X_REQUEST_ID")
         valid = sent is not None and REQUEST_ID.fullmatch(sent)
         request_id = environ[ID] = sent if valid else os.urandom(16).hex()
-        status, whole = 500, True
+        status, sent_headers = 500, []
 
         def start(line: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            nonlocal status, whole
-            status = int(line[:3])
-            whole = any(name == "Content-Length" for name, _ in headers)
+            nonlocal status, sent_headers
+            status, sent_headers = int(line[:3]), headers
             headers.append(("X-Request-Id", request_id))
-            return (
-                start_response(line, headers, exc_info)
-                if exc_info
-                else start_response(line, headers)
-            )
+            return start_response(line, headers, *([exc_info] if exc_info else []))
 
         try:
             answer = self.inner(environ, start)
         except BaseException:
             self._seen(environ, 500, started)
             raise
-        if whole:
+        if type(answer) is list or any(name == "Content-Length" for name, _ in sent_headers):
             self._seen(environ, status, started)
             return answer
         return _Streamed(answer, lambda: self._seen(environ, status, started))

@@ -27,7 +27,8 @@ from typing import Any
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from predictor.errors import error_json
+from predictor import protocol
+from predictor.protocol import PatientUnreader
 
 SMALL_BYTES = 16 * 1024  # of a body; some sixty records
 HEADER_BYTES = 64 * 1024
@@ -114,19 +115,49 @@ class PredictWorker(ThreadWorker):
             return False
         if registered:
             self.poller.unregister(conn.sock)
-        if data:
+        if not data:  # it has gone, or will send no more, and what it sent is no request
+            if received:
+                self.refuse(conn, 400, "wrong_http", "the request broke off")
+            else:
+                self.drop(conn)
+        elif how == _BY_THREAD and b"\r\n\r\n" not in received:
+            size = f"the headers are over {HEADER_BYTES >> 10} kB"
+            self.refuse(conn, 431, "headers_too_large", size)
+        else:
             self.dispatch(conn, how)
-        else:  # it has gone, and what it sent is no request
-            del self.receiving[conn]
-            self.nr_conns -= 1
-            conn.close()
         return True
+
+    def refuse(self, conn: TConn, status: int, code: str, message: str) -> None:
+        """Answer a request that is not there as a whole, and let its client go."""
+        with suppress(OSError):  # it has gone meanwhile
+            conn.sock.send(protocol.refusal(status, code, message))
+        self.drop(conn, graceful=True)
+
+    def drop(self, conn: TConn, graceful: bool = False) -> None:
+        """Close a connection that has no request."""
+        del self.receiving[conn]
+        self.nr_conns -= 1
+        conn.close(graceful=graceful)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn's parser refuses, and faults of this server, as the routes do."""
+        answer = protocol.refusal_of(exc)
+        if answer is None:
+            self.log.exception("Error handling request")
+            answer = protocol.fault_answer()
+        else:
+            self.log.warning("Invalid request from ip=%s: %s", (addr or ("",))[0], exc)
+        with suppress(OSError):
+            client.send(answer)
 
     def dispatch(self, conn: TConn, how: int) -> None:
         """Answer a request, here or by a thread."""
         received = bytes(self.receiving.pop(conn))
         conn.sock.setblocking(True)
         conn.init()
+        if not isinstance(conn.parser.unreader, PatientUnreader):
+            conn.parser.unreader = PatientUnreader(conn.sock, RECEIVE_SECONDS)
+        conn.parser.unreader.begin()
         conn.parser.unreader.unread(received)
         if how == _BY_THREAD:
             self.enqueue_req(conn)
@@ -177,17 +208,9 @@ class PredictWorker(ThreadWorker):
         for conn, received in list(self.receiving.items()):
             if conn.timeout > now:
                 break
-            del self.receiving[conn]
             self.poller.unregister(conn.sock)
-            self.nr_conns -= 1
             if received:
-                with suppress(OSError):  # it has gone meanwhile
-                    conn.sock.send(_TOO_SLOW)
-            conn.close()
-
-
-_BODY = error_json("too_slow", f"the request was not there after {RECEIVE_SECONDS:g} seconds")
-_TOO_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
-)
+                late = f"the request was not there after {RECEIVE_SECONDS:g} seconds"
+                self.refuse(conn, 408, "too_slow", late)
+            else:
+                self.drop(conn)
