@@ -194,24 +194,13 @@ class PredictClient:
         progress: Progress | None,
     ) -> dict[str, Any]:
         counted = headers["Content-Type"] != _TYPES[".parquet"]
-        for attempt in range(_BUSY_TRIES):
-            with source.open("rb") as file:
-                sending = _Sending(file, progress)
-                try:
-                    response = self._session.post(
-                        f"{self.url}/predict/batch",
-                        data=sending,
-                        headers=headers,
-                        timeout=(self.timeout, max(self.timeout, _FILE_PATIENCE_S)),
-                        stream=True,
-                    )
-                except requests.RequestException as fault:
-                    raise self._away(fault) from fault
-            with response:
-                if response.status_code != 429 or attempt == _BUSY_TRIES - 1:
-                    break
-                # Other files are being scored: its turn comes.
-                time.sleep(float(response.headers.get("Retry-After", "1")))
+        for _ in range(_BUSY_TRIES):
+            response = self._send_file(source, headers, progress)
+            if response.status_code != 429:
+                break
+            # Other files are being scored: its turn comes.
+            time.sleep(float(response.headers.get("Retry-After", "1")))
+            response.close()
         with response:
             if not response.ok:
                 self._answer(response, "/predict/batch")
@@ -245,6 +234,21 @@ class PredictClient:
         if progress is not None:
             progress("scoring", summary["rows"], summary["rows"])
         return summary
+
+    def _send_file(
+        self, source: Path, headers: Mapping[str, str], progress: Progress | None
+    ) -> requests.Response:
+        with source.open("rb") as file:
+            try:
+                return self._session.post(
+                    f"{self.url}/predict/batch",
+                    data=_Sending(file, progress),
+                    headers=headers,
+                    timeout=(self.timeout, max(self.timeout, _FILE_PATIENCE_S)),
+                    stream=True,
+                )
+            except requests.RequestException as fault:
+                raise self._away(fault) from fault
 
     def explain(self, record: Record) -> dict[str, Any]:
         """Return what each field of one record adds to its score, against the reference customer.
@@ -404,29 +408,20 @@ def _parts(response: requests.Response) -> Iterator[tuple[str, bytes]]:
     if not found:
         raise ApiUnavailable(f"{response.url} answers no file: is another server on that port?")
     mark = b"\r\n--" + found[1].encode()
-    name, rest = None, b""
+    name, rest = "", b""
     for chunk in response.iter_content(_CHUNK_BYTES):
         rest += chunk
-        while True:
-            place = rest.find(mark)
-            if place < 0:
-                break
-            head = rest.find(b"\r\n\r\n", place + len(mark))
-            if head < 0 and rest[place + len(mark) :][:2] != b"--":
-                break
-            if name is not None and place:
-                yield name, rest[:place]
+        while (place := rest.find(mark)) >= 0:
+            head = rest.find(b"\r\n\r\n", place)
             if head < 0:
-                return
-            heading = _NAME.search(rest[place:head])
+                break  # the part's heading is not there yet, or this is the end of the last part
+            if place:
+                yield name, rest[:place]
+            heading = _NAME.search(rest, place, head)
             name = heading[1].decode() if heading else ""
             rest = rest[head + 4 :]
-            yield name, b""
-        else:
-            continue
-        # What may be the beginning of a mark stays.
-        safe = place if place >= 0 else max(0, len(rest) - len(mark))
-        if name is not None and safe:
+        safe = place if place >= 0 else len(rest) - len(mark)  # the beginning of a mark stays
+        if safe > 0:
             yield name, rest[:safe]
             rest = rest[safe:]
 

@@ -51,7 +51,7 @@ def read_labels(path: Path, card: Card) -> list[Label]:
                 faults = []
                 if not name:
                     faults.append("column request_id: found nothing, expected the id of a request")
-                if not (row.isascii() and row.isdigit() and len(row) <= 6):
+                if not (row.isascii() and row.isdigit() and len(row) <= 9):
                     faults.append(f"column row: found {row!r}, expected a number from 0")
                 if label not in answers:
                     faults.append(f"column label: found {label!r}, expected one of {expected}")

@@ -1,12 +1,14 @@
 """Score a file of rows: read, checked, scored, logged and written in blocks, never as a whole.
 
-A block (some 1 MB) goes through all steps in one thread; as many blocks are under way as there are
+A block (4,096 rows) goes through all steps in one thread; as many blocks are under way as there are
 cores, and the answer takes them in their order. Almost all of the time is spent in ONNX Runtime and
 Arrow, which let other threads run, so that single requests are answered meanwhile. What is measured
 (see docs/performance.md): nine tenths of the scoring are the trees, whose time depends on how well
 the processor guesses their branches: rows that are alike, one after the other, take a fifth less.
 So a block is scored in the order of its values, and put back. The session is the one that answers
-single requests, which scores a row the same whatever stands around it.
+single requests. Trees score a row the same whatever stands around it; of a model that multiplies
+matrices (logistic regression, SVC, MLP) the last bit of the float32 depends on the number of rows,
+here as in the lists of /predict.
 
 Rows are in the log before they are in the answer. While the log is full a batch waits; it leaves
 room for single requests.
@@ -89,6 +91,8 @@ class Batch:
 
         Raises BrokenFile if the file cannot be read on, LogUnavailable if nothing can be logged.
         """
+        # Arrow's own allocators keep what threads have freed: 50 MB more for the same file.
+        pa.set_memory_pool(pa.system_memory_pool())
         yield self.table.start()
         with ThreadPoolExecutor(THREADS, thread_name_prefix="batch") as pool:
             under_way: deque[Future[_Done]] = deque()
@@ -266,7 +270,7 @@ def append_patiently(log: PredictionLog, lines: pa.Array) -> None:
         until = time.monotonic() + LOG_PATIENCE_SECONDS
         while True:
             try:
-                log.append(content, len(piece))
+                log.append(content, len(piece), LOG_SHARE)
                 break
             except LogUnavailable:
                 if time.monotonic() > until:

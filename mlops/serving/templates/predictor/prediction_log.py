@@ -33,7 +33,7 @@ SHIP_BYTES = 8 * 1024 * 1024  # of one transaction, about 25,000 rows
 RESTS = 2.0  # times as long as a shipment took; Postgres works for it as hard as a worker
 MAX_WAITING_SEGMENTS = 20
 SEGMENT_BYTES = 4 * 1024 * 1024
-FEW_ROWS_BYTES = 2048
+FEW_ROWS_BYTES = 4096
 UNWRITABLE_SECONDS = 5.0  # how long /ready says so after a write has failed
 
 logger = logging.getLogger("predict")
@@ -59,7 +59,7 @@ class PredictionLog:
         self._segment: tuple[int, Path] | None = None
         self._rows = self._bytes = self._flushed_bytes = 0
         self._spooled_bytes = self._waiting_segments = self._appended = 0
-        self._refused_bytes, self._unwritable_until = 0, 0.0
+        self._unwritable_until = 0.0
         self._ship_lock = os.open(self.folder / "ship.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._leads = False
         self._connection: Any = None
@@ -74,14 +74,14 @@ class PredictionLog:
         for thread in self._threads:
             thread.start()
 
-    def append(self, lines: bytes, rows: int) -> None:
+    def append(self, lines: bytes, rows: int, share: float = 1.0) -> None:
         """Put `rows` answered rows (see `format_lines`) on disk, all of them or none.
 
-        Raises LogUnavailable if there is no room, or the disk does not take them.
+        `share` is how much of the spool they may fill, for those that can wait for room. Raises
+        LogUnavailable if there is no room, or the disk does not take them.
         """
         with self._lock:
-            if self._spooled_bytes + self._bytes + len(lines) > self.max_bytes:
-                self._refused_bytes = len(lines)
+            if self._spooled_bytes + self._bytes + len(lines) > self.max_bytes * share:
                 raise LogUnavailable(
                     f"the spool holds {self._spooled_bytes / 2**20:.1f} MB that Postgres has not"
                     f" taken yet, its limit is {self.max_bytes / 2**20:.1f} MB"
@@ -101,7 +101,6 @@ class PredictionLog:
             self._bytes += len(lines)
             self._rows += rows
             self._appended += rows
-            self._refused_bytes = 0
 
     def _undo_half_line(self) -> None:
         """Cut the segment after its last whole line, or leave it to the shipper, which does so."""
@@ -119,18 +118,14 @@ class PredictionLog:
                 os.close(descriptor)  # its lock goes, as if its worker were dead
 
     def full(self) -> str | None:
-        """Return why a request would be refused just now, or None if it would be logged.
-
-        Looks for room for the last request that was refused, or for a few rows.
-        """
+        """Return why a request of a few rows would be refused now, or None if it would not."""
         with self._lock:
             size = self._spooled_bytes + self._bytes
-            needed = max(self._refused_bytes, FEW_ROWS_BYTES)
         if time.monotonic() < self._unwritable_until:
             return "the spool cannot be written"
-        if size + needed > self.max_bytes:
+        if size + FEW_ROWS_BYTES > self.max_bytes:
             return (
-                f"the spool is full: {size / 2**20:.1f} of {self.max_bytes / 2**20:.1f} MB wait for"
+                f"the spool is full: {size / 2**20:.3g} of {self.max_bytes / 2**20:.3g} MB wait for"
                 " Postgres"
             )
         return None

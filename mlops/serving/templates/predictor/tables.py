@@ -29,10 +29,11 @@ from predictor.columns import ABSENT, Column
 from predictor.errors import RequestError, shown
 from predictor.model import Input, Model
 
-BLOCK_BYTES = 1024 * 1024
-BLOCK_ROWS = 16 * 1024
+# Blocks four times as large take no less time, and 90 MB more.
+BLOCK_BYTES = 256 * 1024
+BLOCK_ROWS = 4 * 1024
 MAX_ROW_BYTES = 1024 * 1024
-BATCH_BYTES = 8 * 1024 * 1024  # of a block of Parquet, once unpacked
+BATCH_BYTES = 2 * 1024 * 1024  # of a block of Parquet, once unpacked
 
 ADDED_FIRST = "row"
 ADDED_LAST = ("probability", "decision", "warnings")
@@ -156,7 +157,9 @@ def _check_columns(names: Sequence[str], model: Model) -> None:
     for each in model.inputs:
         if list(names).count(each.name) > 1:
             raise RequestError(
-                "wrong_header", f"the file has the column {each.name} twice; {where}", each.name
+                "wrong_header",
+                f"the file has the column {each.name} twice; {where}",
+                field=each.name,
             )
 
 
@@ -183,11 +186,13 @@ def _split(file: BinaryIO, line: int, separator: str | None) -> Iterator[_Lines]
     """
     rest = b""
     more = True
+    whole = False  # whether what is left may hold a whole row
     while more or rest:
-        chunk = file.read(BLOCK_BYTES) if more and len(rest) < BLOCK_BYTES else b""
-        if more and len(rest) < BLOCK_BYTES and not chunk:
-            more = False
-        data = rest + chunk
+        data = rest
+        if more and not (whole and len(rest) >= BLOCK_BYTES):
+            chunk = file.read(BLOCK_BYTES)
+            more = bool(chunk)
+            data += chunk
         if not more and data and not data.endswith(b"\n"):
             data += b"\n"
         if not data:
@@ -206,7 +211,7 @@ def _split(file: BinaryIO, line: int, separator: str | None) -> Iterator[_Lines]
         if not len(ends):
             if not more or len(data) > MAX_ROW_BYTES:
                 raise _endless(line, separator, bool(len(quotes)), more)
-            rest = data
+            rest, whole = data, False
             continue
         ends = ends[:BLOCK_ROWS]
         starts = np.empty_like(ends)
@@ -218,7 +223,7 @@ def _split(file: BinaryIO, line: int, separator: str | None) -> Iterator[_Lines]
             raise _endless(int(lines[place]), separator, bool(len(quotes)), True)
         used = int(ends[-1]) + 1
         line += int(np.searchsorted(breaks, used))
-        rest = data[used:]
+        rest, whole = data[used:], True
         # A row of Windows ends before the carriage return.
         ends = ends - ((ends > starts) & (array[ends - 1] == _RETURN))
         yield _Lines(data[:used], starts, ends, lines, marks, bool(len(quotes)))
@@ -323,6 +328,11 @@ class _CsvTable(_TextTable):
     def _read_header(self) -> None:
         here = self._file.tell()
         head = self._file.read(MAX_ROW_BYTES)
+        first = head.split(b"\n", 1)[0].removesuffix(b"\r")
+        if b"\r" in first and b'"' not in first:
+            raise RequestError(
+                "wrong_header", "the lines end with CR alone, expected LF or CR LF (line 1)"
+            )
         names: list[str] = []
         best = -1
         for separator in _SEPARATORS:
@@ -340,10 +350,6 @@ class _CsvTable(_TextTable):
         header = next(_split(self._file, 1, self.separator))
         start, end = int(header.starts[0]), int(header.ends[0])
         self._header = header.data[start:end]
-        if b"\r" in self._header:
-            raise RequestError(
-                "wrong_header", "the lines end with CR alone, expected LF or CR LF (line 1)"
-            )
         after = int(header.starts[1]) if len(header.starts) > 1 else len(header.data)
         self._line = 1 + header.data[:after].count(b"\n")
         self._end = header.data[end:after] or b"\n"
