@@ -29,7 +29,7 @@ with open(os.path.join(folder, "answers.json")) as answers:
             sys.exit(code)
 """
 
-SERVICES = ("evaluator", "grafana", "listener", "mage", "postgres", "streamlit")
+SERVICES = ("evaluator", "grafana", "listener", "mage", "postgres", "prometheus", "streamlit")
 HAND_OVER = (
     "--profile evaluator run --rm --no-deps -T --entrypoint python evaluator"
     " -m mlops.alerting.evaluator --hand-over"
@@ -49,15 +49,18 @@ class Docker:
         self.exchange = folder / "exchange"
         mount = {"source": str(self.exchange), "target": "/srv/mlops/exchange"}
         services["mage"]["volumes"] = [mount]
-        watching = "off" if watcher == "evaluator" else "auto"
-        services["streamlit"]["environment"]["MLOPS_GRAFANA"] = watching
-        self.answers: dict[str, tuple[int, str]] = {
-            "config --format json": (0, json.dumps({"services": services}))
-        }
+        self.services = services
+        self.answers: dict[str, tuple[int, str]] = {}
         script = folder / "docker"
         script.write_text(STAND_IN.replace("{python}", sys.executable))
         script.chmod(0o755)
-        self.answer({})
+        self.tell(MLOPS_GRAFANA="off" if watcher == "evaluator" else "auto")
+
+    def tell(self, **settings: str) -> None:
+        """Have the configuration say these settings, too."""
+        self.services["streamlit"]["environment"] |= settings
+        said = json.dumps({"services": self.services})
+        self.answer({"config --format json": (0, said)})
 
     def answer(self, answers: dict[str, tuple[int, str]]) -> None:
         """Answer a command that contains a text by (exit code, output); all others by 0, ''."""
@@ -109,6 +112,12 @@ def test_grafana_takes_over_from_the_evaluator(compose: ModuleType, docker: Dock
         HAND_OVER,
         "--profile evaluator rm --stop --force evaluator",
     ]
+    assert up_of(docker.calls) == "grafana listener mage postgres prometheus streamlit"
+
+
+def test_prometheus_switched_off_is_left_out(compose: ModuleType, docker: Docker) -> None:
+    docker.tell(MLOPS_PROMETHEUS="off")
+    assert compose.main(["up"]) == 0
     assert up_of(docker.calls) == "grafana listener mage postgres streamlit"
 
 

@@ -172,7 +172,7 @@ def model_failed() -> None:
 
 def exposition(momentary: Mapping[str, float] | None = None) -> bytes:
     """Return all workers' metrics in Prometheus' text format, with gauges named in MOMENTARY."""
-    return generate_latest(_Collected(momentary or {}))  # type: ignore[arg-type]
+    return generate_latest(_Collected(momentary or {}))
 
 
 class _Collected:
