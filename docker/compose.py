@@ -215,13 +215,14 @@ def provide_exchange(configuration: dict[str, Any]) -> None:
     """
     mounts = configuration["services"]["mage"]["volumes"]
     above = Path(next(each["source"] for each in mounts if each["target"] == EXCHANGE))
-    for name in ("inbox", "outbox", "rejected", "done"):
+    for name in (".", "inbox", "outbox", "rejected", "done"):
         folder = above / name
+        needed = 0o050 if name == "." else 0o2070  # what is made there gets its group as well
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mode = folder.stat().st_mode
-            if mode & 0o2070 != 0o2070:  # what is made there gets its group as well
-                folder.chmod(mode & 0o7777 | 0o2070)
+            mode = folder.stat().st_mode & 0o7777
+            if mode & needed != needed:
+                folder.chmod(mode | needed)
         except OSError as error:
             raise ComposeError(
                 f"{folder}: {error.strerror}; files to be scored are put there: make it yours, or "

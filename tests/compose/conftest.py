@@ -25,6 +25,7 @@ import pytest
 import requests
 
 from mlops.orchestration import mage
+from mlops.serving.exchange import make_folders
 from mlops.settings import ROOT
 from tests.compose.engine import Report, Stack, missing_engine
 from tests.fixtures.postgres import free_ports, make_settings
@@ -99,6 +100,9 @@ def stack(pytestconfig: pytest.Config, report: Report) -> Iterator[Stack]:
         # By the folder of its pipelines Mage tells whose trigger it is.
         patch.setattr(mage, "PROJECT", Path("/srv/mlops/mlops"))
         settings = make_settings(folder, data=data or str(folder / "sample.csv"))
+        make_folders(settings)  # as docker/compose.py makes them
+        for path in settings.exchange_dir.iterdir():
+            path.chmod(0o2770)
         if not data:
             (folder / "sample.csv").write_bytes(small_sample(settings))
         name = f"mlops-test-{secrets.token_hex(3)}"

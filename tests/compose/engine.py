@@ -138,6 +138,8 @@ class Stack:
             "MLOPS_ADMINER_PORT": str(self._adminer_port),
             "MLOPS_GRAFANA": "auto" if self.watcher == "grafana" else "off",
             "MLOPS_DATA": data,
+            "MLOPS_EXCHANGE_DIR": str(self.settings.exchange_dir),
+            "MLOPS_EXCHANGE_GROUP": str(os.getgid()),
             **({} if "://" in data else {"MLOPS_DATA_MOUNT": data}),
             # The second retrain is to wait for the first one, not for a minute.
             "MLOPS_RETRAIN_COOL_DOWN_S": "5",

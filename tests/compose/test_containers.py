@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+from pathlib import Path
 
 import pytest
 
+from mlops.serving.client import PredictClient
 from mlops.settings import secret_names
 from tests.compose.conftest import Loop
 from tests.compose.engine import SERVICES, Stack
+from tests.fixtures.waiting import await_
 
 SECRETS = {
     "postgres": {
@@ -108,9 +113,31 @@ def test_only_this_machine_reaches_the_ports(stack: Stack, service: str) -> None
 
 
 def test_mounts_show_no_more_of_this_machine_than_files_to_read(stack: Stack, service: str) -> None:
+    """But for the folders of files to be scored, which is what they are for."""
+    exchange = (str(stack.settings.exchange_dir), "/srv/mlops/exchange")
     for mount in stack.inspect(service)["Mounts"]:
         assert "docker.sock" not in mount["Source"] + mount["Destination"], mount
+        if service == "mage" and (mount["Source"], mount["Destination"]) == exchange:
+            continue
         assert mount["Type"] == "volume" or not mount["RW"], mount
+
+
+def test_a_file_of_this_machine_is_scored_by_itself(stack: Stack, loop: Loop) -> None:
+    settings = stack.settings
+    with PredictClient(settings.predict_url) as client:
+        record = client.model()["reference"]
+    with (settings.exchange_dir / "inbox" / ".customers.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, record)
+        writer.writeheader()
+        writer.writerows([record] * 20)
+    Path(file.name).rename(settings.exchange_dir / "inbox" / "customers.csv")
+    result = settings.exchange_dir / "outbox" / "customers.csv"
+    await_(result.exists, 60, "the file is scored")
+    assert len(result.read_text().splitlines()) == 21
+    done = settings.exchange_dir / "done" / "customers.csv"
+    await_(done.exists, 10, "the file is put away")
+    for path in (result, done):
+        assert path.stat().st_gid == os.getgid()
 
 
 def test_container_has_the_secrets_that_it_needs_and_no_other(stack: Stack, service: str) -> None:

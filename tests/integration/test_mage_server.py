@@ -271,10 +271,11 @@ def test_a_file_in_the_inbox_is_scored_by_itself_and_nothing_runs_without_one(
     assert server.process is not None
 
     def watchers() -> list[psutil.Process]:
-        family = psutil.Process(server.process.pid).children(recursive=True)  # type: ignore[union-attr]
-        with contextlib.suppress(psutil.Error):
-            return [each for each in family if "mlops.orchestration.inbox" in each.cmdline()]
-        return []
+        found = []
+        for each in psutil.Process(server.process.pid).children(recursive=True):  # type: ignore[union-attr]
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                found += [each] if "mlops.orchestration.inbox" in each.cmdline() else []
+        return found
 
     (killed,) = await_(watchers, 20, "the watcher runs")
     killed.kill()
