@@ -104,8 +104,14 @@ def _wide(body: bytes) -> str | None:
 def _read_body(environ: Environment, limits: Limits) -> bytes:
     stream = environ["wsgi.input"]
     # Digits, gunicorn has seen to that; a body in chunks ends by itself.
-    chunked = "HTTP_TRANSFER_ENCODING" in environ
-    length = None if chunked else int(environ.get("CONTENT_LENGTH") or 0)
+    coding = environ.get("HTTP_TRANSFER_ENCODING")
+    if coding is not None and coding.strip().lower() != "chunked":
+        raise RequestError(
+            "wrong_encoding",
+            f"Transfer-Encoding is {shown(coding)}, expected chunked or none",
+            status=415,
+        )
+    length = None if coding else int(environ.get("CONTENT_LENGTH") or 0)
     until = time.monotonic() + limits.body_timeout_s
     chunks: list[bytes] = []
     size = 0

@@ -29,6 +29,8 @@ CODES: dict[str, tuple[int, str]] = {
     "not_found": (404, "no such address"),
     "method_not_allowed": (405, "another method; `Allow` names those that there are"),
     "too_slow": (408, "the request was not there in time"),
+    "headers_too_large": (431, "more headers than are read"),
+    "address_too_long": (414, "a longer address than is read"),
     "body_too_large": (413, "more bytes than are read"),
     "too_many_records": (413, "more records than are answered at once"),
     "wrong_content_type": (415, "another type of body"),

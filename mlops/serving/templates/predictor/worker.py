@@ -35,6 +35,7 @@ HEADER_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SECONDS = float(os.environ.get("MLOPS_PREDICT_BODY_TIMEOUT_S") or 30)
 """For the headers and a small body; and for any next piece that a thread waits for."""
+PART_SECONDS = 2.0  # a client has so long to read its last answer and close
 LINGER_SECONDS = 2.0  # a worker that leaves keeps idle connections open, for requests on their way
 
 # What is answered on the spot. All else may take long, or is rare.
@@ -68,6 +69,7 @@ class PredictWorker(ThreadWorker):
     def init_process(self) -> None:
         # In order of their deadlines, since all have the same time.
         self.receiving: dict[TConn, bytearray] = {}
+        self.parting: dict[TConn, float] = {}  # and until when
         self.leaves_at = 0.0
         super().init_process()
 
@@ -131,13 +133,51 @@ class PredictWorker(ThreadWorker):
         """Answer a request that is not there as a whole, and let its client go."""
         with suppress(OSError):  # it has gone meanwhile
             conn.sock.send(protocol.refusal(status, code, message))
-        self.drop(conn, graceful=True)
+        del self.receiving[conn]
+        self.part(conn)
 
-    def drop(self, conn: TConn, graceful: bool = False) -> None:
+    def drop(self, conn: TConn) -> None:
         """Close a connection that has no request."""
         del self.receiving[conn]
         self.nr_conns -= 1
-        conn.close(graceful=graceful)
+        conn.close()
+
+    def part(self, conn: TConn) -> None:
+        """Close a connection once its client has read the answer, as gunicorn's graceful close.
+
+        What a client still sends is thrown away: if it were left, the kernel would cut the answer
+        off. gunicorn waits here for two seconds, in which this thread answers nobody.
+        """
+        with suppress(OSError):  # it has gone
+            conn.sock.shutdown(socket.SHUT_WR)
+        conn.sock.setblocking(False)
+        if self.has_left(conn):
+            self.nr_conns -= 1
+            conn.close()
+            return
+        self.parting[conn] = time.monotonic() + PART_SECONDS
+        self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_rest, conn))
+
+    def on_rest(self, conn: TConn, client: socket.socket) -> None:
+        """A client that was answered sends more, or has gone."""
+        if self.has_left(conn):
+            self.end(conn)
+
+    def has_left(self, conn: TConn) -> bool:
+        """Return whether the client of a connection has closed it; what it sends is thrown away."""
+        try:
+            return not conn.sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def end(self, conn: TConn) -> None:
+        """Close a connection that was parting."""
+        del self.parting[conn]
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn's parser refuses, and faults of this server, as the routes do."""
@@ -146,7 +186,8 @@ class PredictWorker(ThreadWorker):
             self.log.exception("Error handling request")
             answer = protocol.fault_answer()
         else:
-            self.log.warning("Invalid request from ip=%s: %s", (addr or ("",))[0], exc)
+            # What it said stays out of the log: it may be the rest of a body.
+            self.log.warning("no HTTP from %s (%s)", (addr or ("",))[0], type(exc).__name__)
         with suppress(OSError):
             client.send(answer)
 
@@ -171,8 +212,7 @@ class PredictWorker(ThreadWorker):
     def after(self, conn: TConn, keep: bool) -> None:
         """Keep the connection for its next request, which may be there already, or close it."""
         if not keep or not self.alive:
-            self.nr_conns -= 1
-            conn.close(graceful=True)
+            self.part(conn)
             return
         more = conn.parser.unreader.take_buffered()
         if more:
@@ -203,8 +243,12 @@ class PredictWorker(ThreadWorker):
         super().wait_for_and_dispatch_events(min(timeout, 1.0))
 
     def murder_pending(self) -> None:
-        """Answer 408 to those whose request has not come in time."""
+        """Answer 408 to those whose request has not come in time, and end those that part."""
         now = time.monotonic()
+        for conn, until in list(self.parting.items()):
+            if until > now:
+                break
+            self.end(conn)
         for conn, received in list(self.receiving.items()):
             if conn.timeout > now:
                 break
