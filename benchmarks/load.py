@@ -14,6 +14,7 @@ do little but blocking socket calls, and say how much of the machine they took (
 from __future__ import annotations
 
 import gc
+import math
 import pickle
 import random
 import resource
@@ -67,7 +68,7 @@ class Load:
     decode: Decode
     seconds: float
     warmup: float = 0.0
-    """Seconds before that, in which the same is sent and not measured."""
+    """Seconds before that, in which the same is sent and not measured; one answer at least."""
     connections: int = 4
     rate: float | None = None
     """Requests per second, of all processes together; None: closed loop."""
@@ -81,9 +82,12 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What came of a `Load`. Times in seconds, latencies sorted and of the measured part only."""
+    """What came of a `Load`; all times in seconds."""
 
     latencies: array[float] = field(default_factory=lambda: array("d"))
+    """Of the requests that began in the measured part; `run` returns them sorted."""
+    course: list[tuple[float, float]] = field(default_factory=list)
+    """Open loop: when such a request was planned, since the first one could be, and its latency."""
     answered: int = 0
     """Right answers from first to last request, warm-up included."""
     names: list[tuple[int, int]] = field(default_factory=list)
@@ -92,16 +96,11 @@ class Outcome:
     """Requests without a right answer: name (process-number), and what was wrong."""
     late: array[float] = field(default_factory=lambda: array("d"))
     """Open loop: how long after its planned time each request left, sorted."""
-    measured: int = 0
-    """Answers that came within the measured part."""
+    rps: float = 0.0
+    """Right answers a second, of the requests that began in the measured part."""
     seconds: float = 0.0
     cpu_s: float = 0.0
     """Processor time of the generator itself."""
-
-    @property
-    def rps(self) -> float:
-        """Right answers per second of the measured part."""
-        return self.measured / self.seconds if self.seconds else 0.0
 
     def quantile_ms(self, share: float) -> float:
         """Return the latency in ms that `share` (0..1) of the requests did not exceed."""
@@ -172,8 +171,9 @@ def run(load: Load) -> Outcome:
             part: Outcome = _hear(process)
             total.latencies.extend(part.latencies)
             total.late.extend(part.late)
+            total.course += part.course
             total.answered += part.answered
-            total.measured += part.measured
+            total.rps += part.rps
             total.names.append((number, part.names[0][1]))
             total.failures += part.failures
             total.seconds = max(total.seconds, part.seconds)
@@ -285,11 +285,11 @@ def main() -> None:
     outcome = state.outcome
     outcome.cpu_s = used.ru_utime + used.ru_stime - cpu.ru_utime - cpu.ru_stime
     outcome.names = [(number, state.sent)]
-    outcome.seconds = load.seconds
-    if load.limit is not None:
-        outcome.seconds = time.perf_counter() - begin
-        outcome.measured = outcome.answered
+    # A connection of a closed loop is busy from its first measured request to the end of its last,
+    # so that is the time that its requests took, however long one of them takes.
+    outcome.seconds = load.seconds if load.rate is not None else state.last - state.first
     state.check_kept()
+    outcome.rps = state.measured / outcome.seconds if state.measured else 0.0
     _say(outcome)
 
 
@@ -305,6 +305,9 @@ class _State:
         self.load, self.number = load, number
         self.outcome = Outcome()
         self.sent = 0
+        self.measured = 0
+        self.first = self.last = 0.0
+        """When the first measured request began, and the last one was answered."""
         self._kept: list[tuple[int, bytes]] = []
         # Processes start at different questions, so that they do not ask the same in step.
         self._offset = number * len(load.questions) // 4
@@ -333,9 +336,11 @@ class _State:
             self._kept.append((number, answer.data[answer.body_at :]))
         self.outcome.answered += 1
         if first <= began:
+            self.measured += 1
+            self.first, self.last = self.first or began, now
             self.outcome.latencies.append(now - began)
-        if first <= now <= first + self.load.seconds:
-            self.outcome.measured += 1
+            if self.load.rate is not None:
+                self.outcome.course.append((began - first, now - began))
 
     def failed(self, number: int, reason: str) -> None:
         self.outcome.failures.append((f"{self.number}-{number}", reason))
@@ -347,6 +352,7 @@ class _State:
             if complaint:
                 self.failed(number, complaint)
                 self.outcome.answered -= 1
+                self.measured -= 1
         self._kept.clear()
 
     def _asked(self, number: int) -> Question:
@@ -356,12 +362,16 @@ class _State:
 
 def _closed(state: _State, begin: float, count: int) -> None:
     load = state.load
-    first = begin + load.warmup
-    end = first + load.seconds
-    share = None if load.limit is None else -(-load.limit // count)
-    while state.sent < share if share is not None else time.perf_counter() < end:
-        number, message = state.next()
+    first = begin if not load.warmup else math.inf
+    share = math.inf if load.limit is None else -(-load.limit // count)
+    while state.sent < share:
         began = time.perf_counter()
+        # Not before the first answer, however long a cold server takes for it.
+        if first == math.inf and state.sent and began >= begin + load.warmup:
+            first = began
+        if load.limit is None and began >= first + load.seconds:
+            break
+        number, message = state.next()
         try:
             with _connect(load.host, load.port) as connection:
                 connection.sendall(message)

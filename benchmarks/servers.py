@@ -100,7 +100,7 @@ def own_settings(folder: Path) -> Settings:
     passwords = ("postgres", "grafana_db", "mlflow_db", "predict_db")
     values: dict[str, Any] = {f"{name}_password": secrets.token_urlsafe(16) for name in passwords}
     return Settings(
-        _env_file=None,  # type: ignore[call-arg]
+        _env_file=None,
         state_dir=folder / "state",
         payloads_dir=folder / "payloads",
         postgres_port=postgres_port,
@@ -360,24 +360,84 @@ class LogTable:
         finally:
             connection.close()
 
-    def lost(self, names: set[str]) -> list[str]:
-        """Return the names of requests that are not in the table."""
+    def missing(self, names: set[str]) -> set[str]:
+        """Return those of the request ids that are not in the table."""
+        missing = set(names)
         connection = psycopg2.connect(database_url(settings=self._settings))
         try:
             with connection, connection.cursor("requests") as cursor:
                 cursor.itersize = 100_000
                 cursor.execute("SELECT request_id FROM serving.predictions")
-                missing = set(names)
                 for (name,) in cursor:
                     missing.discard(name)
         finally:
             connection.close()
-        return sorted(missing)
+        return missing
+
+    def by_version(self) -> dict[str, int]:
+        """Return the number of rows that each version has answered."""
+        return dict(
+            self._ask(
+                "SELECT model_version, count(*) FROM serving.predictions"
+                " GROUP BY model_version ORDER BY model_version"
+            )
+        )
+
+
+class Database:
+    """The embedded Postgres of a run, which may be killed and started again."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def kill(self) -> None:
+        """Kill the server as a crash would, and return when it is gone."""
+        pid = postgres.server_pid(self._settings)
+        if pid is None:
+            raise BenchmarkError("there is no Postgres to kill")
+        server = psutil.Process(pid)
+        family = [server, *server.children(recursive=True)]
+        server.kill()
+        psutil.wait_procs(family, timeout=30)  # its backends notice, and leave by themselves
+
+    def start(self, timeout: float = 60.0) -> None:
+        """Start it again on the same data; raises BenchmarkError if it does not come up."""
+        user = postgres.system_user()
+        until = time.monotonic() + timeout
+        while True:
+            with (self._settings.state_dir / "postgres.log").open("ab") as output:
+                process = subprocess.Popen(
+                    postgres.server_command(self._settings),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    **({"user": user, "group": user, "extra_groups": []} if user else {}),  # type: ignore[call-overload]
+                )
+            self._started.append(process)
+            while process.poll() is None and time.monotonic() < until:
+                if postgres.is_ready(self._settings):
+                    return
+                time.sleep(0.1)
+            if time.monotonic() > until:
+                raise BenchmarkError("Postgres does not come up again")
+
+    def stop(self) -> None:
+        """Stop whatever `start` has started."""
+        for process in self._started:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
 
 
 @contextmanager
-def database(run: Run) -> Iterator[None]:
+def database(run: Run) -> Iterator[Database]:
     """Run an embedded Postgres for the length of the block, as the stack does."""
     run.settings.state_dir.mkdir(parents=True, exist_ok=True)
     with postgres.running(run.settings):
-        yield
+        server = Database(run.settings)
+        try:
+            yield server
+        finally:
+            server.stop()

@@ -143,7 +143,7 @@ def _round(kind: Kind, run_: Run, seconds: float) -> dict[str, Any]:
     with serving(kind, run_, run_.folder) as server:
         one = load(1, 1000, seconds=seconds, warmup=seconds / 5)
         memory = server.memory_mb()
-        backlog = _pending(server) if kind is OURS else 0
+        backlog = pending(server) if kind is OURS else 0
         half = load(1, 1000, seconds=seconds, warmup=seconds / 10, rate=max(1.0, one.rps / 2))
         figures = {
             "start_s": server.start_s,
@@ -190,7 +190,8 @@ def _file(kind: Kind, run_: Run, rows: int) -> dict[str, Any]:
     return figures
 
 
-def _pending(server: Server) -> int:
+def pending(server: Server) -> int:
+    """Return how many rows ours has answered that are not in Postgres yet."""
     health = requests.get(f"http://127.0.0.1:{server.port}/health", timeout=30).json()
     return int(health["log"]["pending"])
 
@@ -199,10 +200,10 @@ def _await_log(run_: Run, server: Server, sent: int) -> dict[str, Any]:
     """Return how many answered rows were not in Postgres yet, and how long that took; tidy up."""
     table = LogTable(run_)
     began = time.perf_counter()
-    backlog = left = _pending(server)
+    backlog = left = pending(server)
     while left and time.perf_counter() - began < SHIP_TIMEOUT_S:
         time.sleep(0.1)
-        left = _pending(server)
+        left = pending(server)
     shipped = time.perf_counter() - began
     rows = table.rows()
     table.empty()

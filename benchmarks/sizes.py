@@ -10,7 +10,7 @@ from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 
 def installed_mb(environment: Path, wanted: Iterable[str]) -> float:
@@ -24,7 +24,7 @@ def installed_mb(environment: Path, wanted: Iterable[str]) -> float:
     for name, _ in queue:
         if name not in installed:
             raise KeyError(f"{name} is not installed in {environment.name}")
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[NormalizedName, str]] = set()
     while queue:
         one = queue.pop()
         if one in seen or one[0] not in installed:
@@ -40,8 +40,5 @@ def installed_mb(environment: Path, wanted: Iterable[str]) -> float:
 
 
 def _bytes(distribution: Distribution) -> int:
-    return sum(
-        path.stat().st_size
-        for file in distribution.files or ()
-        if file.suffix != ".pyc" and (path := Path(str(file.locate()))).is_file()
-    )
+    paths = [Path(str(file.locate())) for file in distribution.files or ()]
+    return sum(path.stat().st_size for path in paths if path.suffix != ".pyc" and path.is_file())

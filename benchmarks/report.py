@@ -1,0 +1,286 @@
+"""Draws what the benchmarks have written: the tables of docs/performance.md, and its pictures.
+
+It measures nothing: whatever lies in `benchmarks/results` is shown. The tables stand between
+markers; the text around them is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # a file, no window
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENT = ROOT / "docs" / "performance.md"
+IMAGES = ROOT / "images"
+
+OURS, OTHERS, FLOOR = "#1f6fb4", "#9aa5b1", "#d9c27e"
+INK = "#333333"
+_FLOORS = ("constant", "constant_gthread")
+
+
+def main() -> None:
+    """Write every table and picture for which there is a result."""
+    for name, tell in (("serving", tell_serving), ("load", tell_load)):
+        file = RESULTS / f"{name}.json"
+        if file.exists():
+            figures = json.loads(file.read_text())
+            _replace(name, tell(figures))
+
+
+def tell_serving(figures: dict[str, Any]) -> str:
+    """Draw images/serving-benchmark.png; return the table in Markdown."""
+    servers = figures["servers"]
+    _draw_serving(servers, figures, IMAGES / "serving-benchmark.png")
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("requests/s", lambda one: _spread(one, "rps", "{:,.0f}")),
+        ("p50 ms", lambda one: _spread(one, "p50_ms", "{:.2f}")),
+        ("p99 ms", lambda one: _spread(one, "p99_ms", "{:.1f}")),
+        ("p99 ms at half load", lambda one: _spread(one, "half_load_p99_ms", "{:.1f}")),
+        ("rows/s, 1,000 a request", lambda one: _spread(one, "rows_per_s", "{:,.0f}")),
+        ("start s", lambda one: _spread(one, "start_s", "{:.2f}")),
+        ("memory MB", lambda one: _spread(one, "memory_mb", "{:,.0f}")),
+        ("installed MB", lambda one: f"{one['environment_mb']:,.0f}"),
+        (f"{figures['batch_rows']:,} rows s", lambda one: _spread(one, "file_s", "{:.1f}")),
+        ("peak MB of it", lambda one: _spread(one, "file_peak_mb", "{:,.0f}")),
+    ]
+    # Servers beside one another: a table of eleven columns is read by nobody.
+    names = list(servers)
+    lines = [
+        "| | " + " | ".join(servers[name]["title"] for name in names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    lines += [
+        f"| {title} | " + " | ".join(cell(servers[name]) for name in names) + " |"
+        for title, cell in columns
+    ]
+    ratios = [
+        f"requests/s {_times(figures[f'rps_ratio_{name}'])} `{name}`"
+        for name in ("mlflow", "bentoml", "fastapi")
+    ]
+    ours = servers["ours"]
+    lines += [
+        "",
+        f"Ours against them, median of the rounds' ratios: {', '.join(ratios)}; p50 "
+        f"{_times(figures['p50_ratio_mlflow'])} `mlflow`; {_times(figures['rps_ratio_floor'])} the "
+        "requests/s of the floor.",
+        "",
+        f"The log of ours: at most {_most(ours, 'log_backlog'):,.0f} answered rows were not in "
+        f"Postgres when a round ended, which took {_most(ours, 'log_ship_s'):.1f} s to catch up "
+        f"({_most(ours, 'file_log_ship_s'):.1f} s after the file); {figures['lost_log_rows']} were "
+        f"lost. {figures['failed_requests']} requests failed, of all servers together.",
+        "",
+        _circumstances(figures)
+        + f" The load generator took {ours['generator_us']['median']:.0f} µs of processor time a "
+        "request.",
+    ]
+    return "\n".join(lines)
+
+
+def tell_load(figures: dict[str, Any]) -> str:
+    """Draw images/serving-load.png; return the table in Markdown."""
+    _draw_load(figures, IMAGES / "serving-load.png")
+    rows = [
+        ("minutes", f"{figures['seconds'] / 60:.1f}"),
+        ("requests", f"{figures['requests']:,} ({figures['rps']:,.0f} a second)"),
+        ("failed requests", f"{figures['failed_requests']}"),
+        ("lost log rows", f"{figures['lost_log_rows']}"),
+        ("p50, p99, longest", _latencies(figures)),
+        ("versions swapped", f"{figures['swaps']} times"),
+        ("Postgres killed", f"{figures['postgres_kills']} times, away {_away(figures)}"),
+        ("rows that waited for Postgres, at most", f"{figures['log_backlog_max']:,}"),
+        (
+            "memory",
+            f"{figures['memory_begin_mb']:.0f} to {figures['memory_end_mb']:.0f} MB, "
+            f"{figures['memory_slope_mb_per_min']:+.2f} MB a minute",
+        ),
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join([*lines, "", _circumstances(figures)])
+
+
+def _latencies(figures: dict[str, Any]) -> str:
+    return " · ".join(f"{figures[name]:.1f} ms" for name in ("p50_ms", "p99_ms", "max_ms"))
+
+
+def _away(figures: dict[str, Any]) -> str:
+    away = [back - killed for killed, back in figures["postgres_down"]]
+    return " and ".join(f"{seconds:.0f} s" for seconds in away)
+
+
+def _circumstances(figures: dict[str, Any]) -> str:
+    machine, model = figures["machine"], figures["model"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"Commit {figures['commit']}; {machine['cores']} cores of {machine['cpu']}, "
+        f"{machine['memory_gb']:.0f} GB, {machine['system']}, Python {machine['python']}; load "
+        f"average before the start {machine['load_at_start']}; XGBoost of {model['trees']} trees "
+        f"on {model['features']} columns, {model['data']} data; {versions}."
+    )
+
+
+def _spread(one: dict[str, Any], name: str, form: str) -> str:
+    """Return median and, where there was more than one round, lowest and highest."""
+    if name not in one:
+        return "-"
+    found = one[name]
+    text = f"**{form.format(found['median'])}**"
+    if found["n"] > 1:
+        text += f" ({form.format(found['min'])} … {form.format(found['max'])})"
+    return text
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3g} times"
+
+
+def _most(one: dict[str, Any], name: str) -> float:
+    return float(one[name]["max"]) if name in one else 0.0
+
+
+def _replace(name: str, text: str) -> None:
+    """Put `text` between the markers of `name` in the document."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    document = DOCUMENT.read_text()
+    pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(document):
+        raise SystemExit(f"{DOCUMENT.name} has no lines `{begin}` and `{end}` to put the table in")
+    DOCUMENT.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document))
+
+
+def _draw_serving(servers: dict[str, Any], figures: dict[str, Any], path: Path) -> None:
+    goals: list[tuple[str, str, str, float | None]] = [
+        ("Requests a second, one row each", "rps", "{:,.0f}", None),
+        ("p50 of these, ms (less is better)", "p50_ms", "{:.2f}", None),
+        ("p99 at half of the maximum load, ms", "half_load_p99_ms", "{:.1f}", 10.0),
+        ("Thousand rows a second, 1,000 a request", "rows_per_s", "{:,.0f}", None),
+        (f"{figures['batch_rows']:,} rows of a file, s", "file_s", "{:.1f}", 10.0),
+        ("Start to first right answer, s", "start_s", "{:.2f}", 2.0),
+    ]
+    drawing, axes = plt.subplots(2, 3, figsize=(15, 7.2), layout="constrained")
+    for axis, (title, name, form, goal) in zip(axes.flat, goals, strict=True):
+        scale = 1000 if name == "rows_per_s" else 1
+        shown = {key: one for key, one in servers.items() if name in one}
+        _bars(axis, shown, name, form, scale)
+        axis.set_title(title, loc="left", fontsize=11, color=INK)
+        if goal is not None:
+            axis.axvline(goal, color="#b4431f", linewidth=1, linestyle="--")
+            axis.annotate(
+                f"goal {goal:g}", (goal, -0.55), color="#b4431f", fontsize=8, ha="left", va="center"
+            )
+    machine = figures["machine"]
+    drawing.suptitle(
+        f"The predict API beside its peers: median of {figures['conditions']['rounds']} rounds, "
+        f"lines from lowest to highest · {machine['cores']} cores, two workers each, "
+        f"{figures['conditions']['connections']} connections, new for each request",
+        fontsize=12,
+        color=INK,
+        x=0.01,
+        ha="left",
+    )
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def _bars(axis: Axes, shown: dict[str, Any], name: str, form: str, scale: float) -> None:
+    places = range(len(shown))
+    middles = [one[name]["median"] / scale for one in shown.values()]
+    low = [one[name]["min"] / scale for one in shown.values()]
+    high = [one[name]["max"] / scale for one in shown.values()]
+    colours = [OURS if key == "ours" else FLOOR if key in _FLOORS else OTHERS for key in shown]
+    axis.barh(places, middles, color=colours, height=0.68)
+    axis.errorbar(
+        middles,
+        places,
+        xerr=[
+            [middle - least for middle, least in zip(middles, low, strict=True)],
+            [most - middle for middle, most in zip(middles, high, strict=True)],
+        ],
+        fmt="none",
+        ecolor=INK,
+        elinewidth=1.2,
+        capsize=3,
+    )
+    for place, middle, most in zip(places, middles, high, strict=True):
+        axis.annotate(
+            form.format(middle),
+            (most, place),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
+    axis.set_yticks(list(places), [_short(one["title"]) for one in shown.values()], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlim(0, max(high) * 1.22)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(left=False, labelsize=9, colors=INK)
+
+
+def _short(title: str) -> str:
+    return title.partition(" (")[0] if title.startswith("ours") else title
+
+
+def _draw_load(figures: dict[str, Any], path: Path) -> None:
+    drawing, (above, middle, below) = plt.subplots(
+        3, 1, figsize=(13, 8), sharex=True, layout="constrained"
+    )
+    times = [one["at_s"] for one in figures["course"]]
+    for name, label, colour in (("p99_ms", "p99", OURS), ("p50_ms", "p50", OTHERS)):
+        above.plot(times, [one[name] for one in figures["course"]], color=colour, label=label)
+    above.set_title(
+        f"Latency, ms, at {figures['rate']:,.0f} requests/s (half of the maximum)", loc="left"
+    )
+    above.set_ylim(bottom=0)
+    above.legend(frameon=False, loc="upper right", ncols=2)
+    middle.fill_between(*_columns(figures["log"]), color=FLOOR, step="post")
+    middle.set_title("Answered rows that are on disk and not in Postgres yet", loc="left")
+    middle.set_ylim(bottom=0)
+    below.plot(*_columns(figures["memory"]), color=OURS)
+    below.set_title(
+        f"Memory of the service, MB ({figures['memory_slope_mb_per_min']:+.2f} a minute)",
+        loc="left",
+    )
+    below.set_ylim(0, 1.25 * max(size for _, size in figures["memory"]))
+    below.set_xlabel("seconds")
+    for axis in (above, middle, below):
+        # A name that begins with an underscore is left out of the legend.
+        for number, (killed, back) in enumerate(figures["postgres_down"]):
+            label = "Postgres killed and away" if number == 0 else "_more"
+            axis.axvspan(killed, back, color="#b4431f", alpha=0.25, linewidth=0, label=label)
+        for number, (swapped, _) in enumerate(figures["swapped"]):
+            label = "version swapped" if number == 0 else "_more"
+            axis.axvline(swapped, color="#777777", alpha=0.45, linewidth=0.7, label=label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(11)
+    handles, labels = below.get_legend_handles_labels()
+    below.legend(handles, labels, frameon=False, loc="lower right", ncols=2)
+    drawing.suptitle(
+        f"{figures['requests']:,} requests, {figures['failed_requests']} failed, "
+        f"{figures['lost_log_rows']} log rows lost",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        color=INK,
+    )
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def _columns(pairs: list[list[float]]) -> tuple[list[float], list[float]]:
+    return [one for one, _ in pairs], [other for _, other in pairs]
+
+
+if __name__ == "__main__":
+    main()
