@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from html import escape
 from typing import Any, Literal
 
 import pandas as pd
@@ -139,13 +140,13 @@ def contributions_waterfall(
             measure=["absolute", *["relative"] * len(changes), "total"],
             text=[
                 f"{base:.{digits}%}",
-                *(_signed(f"{100 * change:+.{digits}f}") for change in changes),
+                *(_signed(_points(change, digits)) for change in changes),
                 f"{probability:.{digits}%}",
             ],
             textposition="outside",
             textfont={"size": 12},
             cliponaxis=False,
-            customdata=[f"{ends[0]}: {base:.2%}", *(told for *_, told in steps),
+            customdata=[f"{ends[0]}: {base:.2%}", *(_text(told) for *_, told in steps),
                         f"{ends[1]}: {probability:.2%}"],
             hovertemplate="%{customdata}<extra></extra>",
             width=0.62,
@@ -181,13 +182,18 @@ def contributions_waterfall(
     )
     figure.update_yaxes(
         tickvals=list(range(len(labels))),
-        ticktext=[_short(label) for label in labels],
+        ticktext=[_text(_short(label)) for label in labels],
         autorange="reversed",
         automargin=True,
         fixedrange=True,
         showgrid=False,
     )
     return figure
+
+
+def _text(words: str) -> str:
+    """Return words as they are for Plotly, which reads them as HTML."""
+    return escape(words, quote=False).replace("\n", "<br>")
 
 
 def _short(label: str, characters: int = 34) -> str:
@@ -270,6 +276,12 @@ def profit_chart(
         },
     )
     return figure
+
+
+def _points(change: float, digits: int) -> str:
+    """Return a change of a share in percentage points, with a digit more where it would be 0."""
+    text = f"{100 * change:+.{digits}f}"
+    return text if float(text) else f"{100 * change:+.{digits + 1}f}"
 
 
 def _signed(number: str) -> str:

@@ -7,6 +7,7 @@ and never calls the API, so it needs no Streamlit; it knows no column of any dat
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,7 +65,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Step:
-    """What one field, or several small ones together, adds to a score (points of 0..1)."""
+    """What one field adds to a score (points of 0..1), or what some small ones add together.
+
+    `told` says so in a sentence, one a line for each of several fields.
+    """
 
     label: str
     change: float
@@ -251,7 +255,7 @@ def explanation(model: Mapping[str, Any], answer: Mapping[str, Any]) -> Explanat
     if len(small) == 1:
         shown += small
     elif small:
-        told = "<br>".join(step.told for step in small)
+        told = "\n".join(step.told for step in small)
         shown.append(Step(f"{len(small)} others", sum(step.change for step in small), told))
     base, probability = float(answer["reference_probability"]), float(answer["probability"])
     sentence = (
@@ -318,6 +322,11 @@ def provenance(model: Mapping[str, Any]) -> list[str]:
 def percent(share: float) -> str:
     """Return a share (0..1) as a percentage for a person: two digits where it is small."""
     return f"{share:.2%}" if 0 < share < 0.01 else f"{share:.1%}"
+
+
+def literal(text: str) -> str:
+    """Return a text that holds values of people for Markdown, which shows it as it is."""
+    return re.sub(r"([\\`*_\[\]$~:#<])", r"\\\1", text)
 
 
 def points(change: float) -> str:

@@ -128,7 +128,7 @@ def show_why(why: dict[str, Any] | str, model: dict[str, Any]) -> None:
         return
     found = form.explanation(model, why)
     st.subheader("Why this score")
-    st.markdown(found.sentence)
+    st.markdown(form.literal(found.sentence))
     if not found.steps:
         return
     st.plotly_chart(
@@ -182,7 +182,7 @@ def show_answer(
     warnings = [warning["message"] for warning in prediction.get("warnings") or []]
     if warnings:
         st.warning(
-            "Unusual, so trust the answer less: " + "; ".join(warnings) + ".",
+            form.literal("Unusual, so trust the answer less: " + "; ".join(warnings) + "."),
             icon=":material/info:",
         )
     show_why(why, model)

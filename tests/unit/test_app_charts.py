@@ -60,6 +60,19 @@ def test_a_long_text_is_cut_in_the_label_only() -> None:
     assert figure.data[0].customdata[1] == "x" * 200
 
 
+def test_a_value_is_no_html() -> None:
+    figure = charts.contributions_waterfall(
+        [("pay = <=50K", 0.1, "pay is <=50K\nb")], 0.1, 0.2, 0.5
+    )
+    assert figure.layout.yaxis.ticktext[1] == "pay = &lt;=50K"
+    assert figure.data[0].customdata[1] == "pay is &lt;=50K<br>b"
+
+
+def test_a_small_step_is_not_called_nothing() -> None:
+    figure = charts.contributions_waterfall([("a", 0.0002, ""), ("b", 0.1, "")], 0.1, 0.2002, 0.5)
+    assert list(figure.data[0].text)[1:3] == ["+0.02", "+10.0"]
+
+
 def profit(share: float, everybody: float) -> dict[str, Any]:
     points = [{"threshold": 1 - s, "share": s, "profit": everybody * s} for s in (0.5, 1.0)]
     chosen = {"threshold": 0.3, "share": share, "profit": 70.0}

@@ -245,9 +245,13 @@ def test_what_hardly_counts_is_told_together_and_nothing_is_lost() -> None:
     found = form.explanation(CHURN, why(months_with_us=0.2, **small))
     assert [step.label for step in found.steps] == ["months with us = 1,240", "3 others"]
     assert sum(step.change for step in found.steps) == pytest.approx(found.probability - found.base)
-    assert found.steps[1].told.count("<br>") == 2
+    assert found.steps[1].told.count("\n") == 2
     alone = form.explanation(CHURN, why(months_with_us=0.2, plan=0.0001))
     assert [step.label for step in alone.steps] == ["months with us = 1,240", "plan = n/a"]
+
+
+def test_values_of_people_are_no_markdown() -> None:
+    assert form.literal("job = *a* $5 <=50K, 8.2%") == r"job = \*a\* \$5 \<=50K, 8.2%"
 
 
 def test_a_record_like_the_reference_has_no_steps() -> None:
