@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
 from mlops.database import connect
-from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.card import PERIOD, TARGET, Card, Costs
 from mlops.dataset.rows import load_future, periods_to_come, to_records
 from mlops.dataset.timeline import month_start
 from mlops.registry.models import get_version, load_pipeline
@@ -26,7 +27,7 @@ from mlops.serving.export import ParityError
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.fit import score_window
-from mlops.training.metrics import accuracy, all_metrics, brier, f1, log_loss
+from mlops.training.metrics import accuracy, all_metrics, brier, expected_profit, f1, log_loss
 from mlops.training.records import read_training
 
 BATCH = 1000
@@ -97,7 +98,7 @@ def score_unseen(
         return []
     frame = load_future(connection, card, periods[0], periods[-1])
     expected = score_window(load_pipeline(card, version, settings), card, frame)
-    found, threshold = _score_over_api(card, frame, version, settings)
+    found, model = _score_over_api(card, frame, version, settings)
     differences = np.abs(found - expected)
     worst = int(np.argmax(differences))
     if differences[worst] > settings.parity_tolerance:
@@ -115,7 +116,7 @@ def score_unseen(
                 version=version,
                 period=period,
                 rows=int(rows.sum()),
-                metrics=_measure(frame[TARGET].to_numpy()[rows], found[rows], threshold),
+                metrics=_measure(frame[TARGET].to_numpy()[rows], found[rows], model),
                 max_difference=float(differences[rows].max()),
             )
         )
@@ -132,6 +133,7 @@ def results_text(results: list[TestResult]) -> str:
         ("Brier", "brier", "{:.4f}"),
         ("F1", "f1", "{:.3f}"),
         ("accuracy", "accuracy", "{:.3f}"),
+        ("profit", "profit", "{:,.0f}"),
         ("positive", "positive_rate", "{:.1%}"),
     )
     heads = "".join(f"{head:>10}" for head, _, _ in columns)
@@ -147,8 +149,8 @@ def results_text(results: list[TestResult]) -> str:
 
 def _score_over_api(
     card: Card, frame: pd.DataFrame, version: str, settings: Settings
-) -> tuple[np.ndarray, float]:
-    """Return the API's probability of each row, and its threshold."""
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the API's probability of each row, and the `model.json` that it answers by."""
     scores: list[float] = []
     with PredictClient.of(settings) as client:
         model = client.model()
@@ -167,12 +169,14 @@ def _score_over_api(
                         f"{model['model']}, expected version {version} of {card.name}: deploy it"
                     )
                 scores += [each["probability"] for each in answer["predictions"]]
-    return np.array(scores, dtype=np.float64), float(model["threshold"])
+    return np.array(scores, dtype=np.float64), model
 
 
-def _measure(target: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+def _measure(target: np.ndarray, scores: np.ndarray, model: dict[str, Any]) -> dict[str, float]:
+    threshold = float(model["threshold"])
+    costs = Costs.model_validate(model["costs"]) if model.get("costs") else None
     if target.min() != target.max():
-        measured = all_metrics(target, scores, threshold)
+        measured = all_metrics(target, scores, threshold, costs)
     else:  # one answer only: ranks mean nothing
         measured = {
             "accuracy": accuracy(target, scores, threshold),
@@ -180,6 +184,8 @@ def _measure(target: np.ndarray, scores: np.ndarray, threshold: float) -> dict[s
             "log_loss": log_loss(target, scores),
             "f1": f1(target, scores, threshold),
         }
+        if costs is not None:
+            measured["profit"] = expected_profit(target, scores, threshold, costs)
     return {**measured, "positive_rate": float(target.mean()), "threshold": threshold}
 
 

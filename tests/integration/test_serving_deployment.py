@@ -213,6 +213,8 @@ def test_unseen_months_are_scored_alike_by_sklearn_and_over_the_api(stack: Stack
     assert [each.period for each in results] == ["2009-03", "2009-04", "2009-05"]
     assert all(each.rows == ROWS and each.max_difference <= 1e-5 for each in results)
     assert all(each.metrics["roc_auc"] > 0.6 for each in results)
+    assert all(each.metrics["profit"] > 0 for each in results)  # on rows that chose nothing
+    assert "profit" in lines[-1].splitlines()[0]
     stored = rows_of(
         stack,
         "SELECT period::text, rows, metrics ->> 'roc_auc', max_difference"
