@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 import psycopg2
 import pytest
+from pydantic import SecretStr
 
 from mlops.database import connect, database_url
 from mlops.dataset.card import load_card
+from mlops.serving import scoring
 from mlops.serving.client import PredictClient
 from mlops.serving.scoring import ScoringError, request_id, score_inbox
 from mlops.settings import ROOT, Settings
@@ -220,6 +222,43 @@ def test_without_the_api_files_stay_and_are_scored_when_it_is_back(
     predict_server.start()
     assert {each["status"] for each in score(settings)} == {"success"}
     assert set(states(settings).values()) == {("success", None)}
+
+
+def test_an_api_that_asks_for_a_key_is_no_fault_of_the_file(
+    settings: Settings, predict_server: PredictServer
+) -> None:
+    predict_server.stop()
+    predict_server.extra["MLOPS_PREDICT_API_KEY"] = "the key"
+    predict_server.start()
+    put(settings, "rows.csv", rows_csv(20))
+    with pytest.raises(ScoringError, match="refuses the request"):
+        score(settings)
+    ((status, reason),) = states(settings).values()
+    assert (status, str(reason)[:6]) == ("scoring", "waits:")
+    assert names(settings, "inbox") == ["rows.csv"]
+    (done,) = score(settings.model_copy(update={"predict_api_key": SecretStr("the key")}))
+    assert done["status"] == "success"
+
+
+def test_a_file_that_may_not_be_read_keeps_no_other_waiting(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(settings, "closed.csv", rows_csv(20))
+    put(settings, "open.csv", rows_csv(10, seed=1))
+    digest = scoring._digest
+
+    def as_nobody(path: Path) -> str:  # root, who may run the tests, reads everything
+        if path.name == "closed.csv":
+            raise PermissionError(13, "Permission denied", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(scoring, "_digest", as_nobody)
+    with pytest.raises(
+        ScoringError, match=r"1 of 2 files stay.*\n.*closed\.csv: Permission denied"
+    ):
+        score(settings)
+    assert names(settings, "inbox") == ["closed.csv"]
+    assert names(settings, "outbox") == ["open.csv"]
 
 
 def test_a_lost_connection_to_postgres_is_said_and_loses_nothing(settings: Settings) -> None:
