@@ -93,8 +93,8 @@ def card_problems(settings: Settings) -> list[str]:
         return []
     return [
         f"this state belongs to card {', '.join(others)}, not to {name}: set MLOPS_STATE_DIR, "
-        "MLOPS_PAYLOADS_DIR, MLOPS_REPORTS_DIR and MLOPS_EXCHANGE_DIR to other folders for it, or delete this state "
-        "with `make clean`"
+        "MLOPS_PAYLOADS_DIR, MLOPS_REPORTS_DIR and MLOPS_EXCHANGE_DIR to other folders for it, "
+        "or delete this state with `make clean`"
     ]
 
 
