@@ -111,6 +111,23 @@ def test_contributions_sum_to_the_difference_of_the_two_predictions(model: Model
         assert {each["field"] for each in answer["contributions"]} == set(CARD.feature_names)
 
 
+NUMBER = st.none() | st.integers(-(2**127), 2**127) | st.sampled_from([0, -1, 2**24, -(10**30)])
+TEXT = st.none() | st.text(st.characters(exclude_characters="\x00"), max_size=20)
+
+
+@given(
+    st.fixed_dictionaries(
+        {each.name: NUMBER if each.kind == "number" else TEXT for each in CARD.features}
+    )
+)
+@settings(deadline=None, max_examples=40)
+def test_hostile_records_are_explained_exactly_too(model: Model, record: dict[str, Any]) -> None:
+    answer = explain(model, record)
+    total = sum(each["contribution"] for each in answer["contributions"])
+    assert 0 <= answer["probability"] <= 1
+    assert total == pytest.approx(answer["probability"] - answer["reference_probability"], abs=1e-9)
+
+
 def test_the_reference_itself_has_nothing_to_explain(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

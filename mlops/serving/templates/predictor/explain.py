@@ -23,7 +23,7 @@ from predictor.errors import RequestError
 from predictor.model import Model
 
 MAX_DIFFERENT = 16
-"""Fields that may differ from the reference: 2^16 coalitions, about half a second of one core."""
+"""Fields that may differ from the reference: 2^16 coalitions, tenths of a second of one core."""
 
 BLOCK_ROWS = 4096
 """Coalitions that are scored at once, so that memory does not grow with their number."""
