@@ -23,6 +23,7 @@ SECRETS = {
         "predict_db_password",
     },
     "adminer": set(),
+    "prometheus": set(),
     "grafana": {
         "grafana_admin_password",
         "grafana_secret_key",
