@@ -142,11 +142,11 @@ def best_profit_threshold(target: ArrayLike, score: ArrayLike, costs: Costs) -> 
     calibrated, which they are not when the world moves (figures in docs/architecture.md, Training).
     Of equally good thresholds of a resample the highest counts, which bothers the fewest customers.
 
-    It lies between two scores; where contacting nobody is best, above them all, and nowhere below
-    the break-even probability. The same rows give the same threshold.
+    It lies between two scores. Where contacting nobody is best, it is above them all, and at least
+    the break-even probability. The same rows give the same threshold, in whatever order.
     """
     target, score = _checked(target, score)
-    order = np.argsort(-score, kind="stable")
+    order = np.lexsort((target, -score))
     score, gains = score[order], _gains(target[order], costs)
     # Equal scores are contacted together: a threshold is at the last of them.
     lasts = np.flatnonzero(np.append(score[1:] != score[:-1], True))
