@@ -23,8 +23,6 @@ from mlops.serving import exchange
 from mlops.serving.client import ApiError, ApiUnavailable, PredictClient
 from mlops.settings import MissingSecretError, Settings, get_settings
 
-#: MB of an upload, which Streamlit holds in memory; larger files have the inbox.
-LARGEST_MB = 100
 #: Seconds without any answer before the page says that there is none.
 TIMEOUT_S = 60
 ENDINGS = ["csv", "ndjson", "parquet", "gz"]
@@ -55,9 +53,9 @@ class Outcome:
 def show_upload(model: dict[str, Any], settings: Settings) -> Any:
     """Draw the upload and what a file must look like; return the file, None if there is none."""
     uploaded = st.file_uploader(
-        f"A file of rows: CSV or NDJSON (also as .gz), or Parquet; up to {LARGEST_MB} MB",
+        f"A file of rows: CSV or NDJSON (also as .gz), or Parquet; up to {scored_rows.LARGEST_MB} MB",
         type=ENDINGS,
-        max_upload_size=LARGEST_MB,
+        max_upload_size=scored_rows.LARGEST_MB,
         key="upload",
     )
     names = [entry["name"] for entry in model["inputs"]]

@@ -25,6 +25,10 @@ from psycopg2.extras import RealDictCursor
 #: What the API adds to the columns of a row, behind them; `row`, its line, stands before them.
 PROBABILITY, DECISION, WARNINGS = "probability", "decision", "warnings"
 
+#: MB of an upload, which Streamlit holds in memory; larger files have the inbox. The server refuses
+#: what is above its own limit, in .streamlit/config.toml.
+LARGEST_MB = 100
+
 #: Rows of a preview, bad rows that are listed, and files of the inbox, at most.
 PREVIEW, LISTED, FILES = 200, 500, 20
 

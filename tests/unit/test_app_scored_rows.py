@@ -12,7 +12,16 @@ import pandas as pd
 import pytest
 
 from mlops.app import charts
-from mlops.app.scored_rows import BINS, LISTED, PREVIEW, example, read_bad_rows, read_scored
+from mlops.app.scored_rows import (
+    BINS,
+    LARGEST_MB,
+    LISTED,
+    PREVIEW,
+    example,
+    read_bad_rows,
+    read_scored,
+)
+from mlops.settings import ROOT
 
 SCORED = pd.DataFrame(
     {
@@ -106,6 +115,11 @@ def test_the_example_has_the_models_columns_and_starts_with_its_reference() -> N
     assert rows[0] == {"age": "39", "job": "clerk", "plan": ""}
     assert [row["age"] for row in rows[1:]] == ["18", "38", "58", "78"]
     assert rows[1]["job"] == 'the "boss", once'
+
+
+def test_the_server_takes_uploads_as_large_as_the_page_says() -> None:
+    config = (ROOT / ".streamlit" / "config.toml").read_text(encoding="utf-8")
+    assert f"\nmaxUploadSize = {LARGEST_MB}\n" in config
 
 
 def test_the_histogram_marks_the_threshold_and_what_lies_above_it() -> None:
