@@ -53,7 +53,8 @@ class Outcome:
 def show_upload(model: dict[str, Any], settings: Settings) -> Any:
     """Draw the upload and what a file must look like; return the file, None if there is none."""
     uploaded = st.file_uploader(
-        f"A file of rows: CSV or NDJSON (also as .gz), or Parquet; up to {scored_rows.LARGEST_MB} MB",
+        "A file of rows: CSV or NDJSON (also as .gz), or Parquet;"
+        f" up to {scored_rows.LARGEST_MB} MB",
         type=ENDINGS,
         max_upload_size=scored_rows.LARGEST_MB,
         key="upload",
