@@ -133,6 +133,9 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     run_ = Run(folder, own_settings(folder))
     run_.load()
     switch_current(run_.settings.payloads_dir, "1")
+    if options.new_code:
+        with (run_.settings.payloads_dir / "2" / "predict.py").open("a") as code:
+            code.write("\n# Another line: gunicorn replaces its workers for it.\n")
     asked = run_.questions(OURS, 1, 1000)
     with database(run_) as postgres, serving(OURS, run_, folder) as server:
         # Before each of them, so that the memory of all that was needed once is there.
@@ -258,6 +261,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="instead of minutes")
     parser.add_argument("--share", type=float, default=0.5, help="of the maximum load")
     parser.add_argument("--swap-s", type=float, default=20.0, help="seconds between two swaps")
+    parser.add_argument(
+        "--new-code", action="store_true", help="versions differ in code: each swap is a reload"
+    )
     parser.add_argument("--kills", type=int, default=2, help="of Postgres")
     parser.add_argument("--down-s", type=float, default=10.0, help="Postgres stays away so long")
     parser.add_argument("--probe-s", type=float, default=5.0, help="for finding the maximum load")
