@@ -117,15 +117,18 @@ def plain(value: Any) -> Any:
     return None if value is None or value != value else value
 
 
-def from_objects(field: Input, cells: list[Any]) -> Column:
+def from_objects(field: Input, cells: Sequence[Any]) -> Column:
     """Return a column of whatever JSON can say, ABSENT included."""
     kinds = set(map(type, cells))
     if field.is_number and kinds <= {int, float, type(None)}:
-        doubles = np.array(cells, dtype=np.float64)
-        distinct = pa.array(doubles, from_pandas=True).dictionary_encode(null_encoding="encode")
-        codes, doubles = distinct.indices.to_numpy(), distinct.dictionary.to_numpy(False)
-        if not (np.abs(doubles) > EXACT_INTEGERS).any():
-            return _numbers(field, codes, doubles, np.ones(len(doubles), bool), None)
+        try:
+            distinct = pa.array(cells, pa.float64()).dictionary_encode(null_encoding="encode")
+        except pa.ArrowInvalid:  # a whole number beyond 2**53
+            pass
+        else:
+            doubles = distinct.dictionary.to_numpy(zero_copy_only=False)
+            certain = np.ones(len(doubles), bool)
+            return _numbers(field, distinct.indices.to_numpy(), doubles, certain, None)
     elif not field.is_number and kinds <= {str, type(None)}:
         return from_arrow(field, pa.array(cells, pa.string()))
     # 1, 1.0 and true are equal keys and not the same value; lists and objects are no keys at all.

@@ -14,6 +14,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -552,16 +553,21 @@ class _JsonBlock(Block):
             records = list(map(orjson.loads, self._texts))
         except orjson.JSONDecodeError:
             records = [_parsed(text) for text in self._texts]
-        if set(map(type, records)) - {dict} or any(map(_reserved, records)):
+        if set(map(type, records)) - {dict} or not all(map(_ADDED.isdisjoint, records)):
             good = [place for place, record in enumerate(records) if self._stands(place, record)]
             records = [records[place] for place in good]
             self._texts = [self._texts[place] for place in good]
             self.lines, self.numbers = self.lines[good], self.numbers[good]
         self._records = records
-        return [
-            columns.from_objects(each, [record.get(each.name, ABSENT) for record in records])
-            for each in inputs
-        ]
+        names = [each.name for each in inputs]
+        try:
+            # Of one name it would return the value itself.
+            found = list(zip(*map(itemgetter(*names, names[0]), records), strict=True))[:-1]
+        except KeyError:  # a field is absent
+            found = []
+        if not found:
+            found = [tuple(record.get(name, ABSENT) for record in records) for name in names]
+        return [columns.from_objects(*pair) for pair in zip(inputs, found, strict=True)]
 
     def _stands(self, place: int, record: Any) -> bool:
         """Return whether a record can be read; else say in `faults` why not."""
