@@ -310,7 +310,7 @@ def test_no_request_can_write_lines_of_its_own(predict_server: PredictServer) ->
         b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b%b\r\n\r\n" % (len(body), body, b'{"name": "Ada Lovelace"}'),
     )
-    await_(lambda: "Invalid request from ip=127.0.0.1" in predict_server.output)
+    await_(lambda: "no HTTP from 127.0.0.1" in predict_server.output)
     found = lines(predict_server)
     assert predict_server.output.isascii()
     assert {line["level"] for line in found} <= {"info", "warning"}

@@ -120,10 +120,12 @@ def test_a_file_that_its_worker_never_filled_blocks_nothing(
 def test_folding_waits_for_nobody_who_reads(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers.run(COUNT)
+    workers.run(COUNT + "metrics.model_loaded({'version': '1'})")
     with metrics._files(str(workers.folder), metrics.fcntl.LOCK_SH):
         workers.retire(set(), monkeypatch)
         assert not (workers.folder / "counter_retired.db").exists()
+        # A worker that is dead answers nobody, whether its counts are folded or not.
+        assert 'predict_workers{version="1"}' not in workers.exposition()
     workers.retire(set(), monkeypatch)
     assert (workers.folder / "counter_retired.db").exists()
 

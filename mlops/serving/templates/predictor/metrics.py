@@ -260,20 +260,25 @@ def close_folder(folder: Path) -> None:
 def retire_workers(living: set[int]) -> None:
     """Fold the files of workers that are not among `living` into one, so that files do not pile up.
 
-    What they have counted stays counted; what they were (gauges) is forgotten. Does it at the next
-    opportunity if somebody reads the files just now: gunicorn's master never waits.
+    What they were (gauges) is forgotten at once. What they have counted stays counted; it is folded
+    when another worker leaves if somebody reads the files just now: gunicorn's master never waits.
     """
-    folder = os.environ.get(FOLDER_VARIABLE, "")
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return
+    counts = []
+    for path in Path(folder).glob("*.db"):
+        kind, _, owner = path.stem.rpartition("_")
+        if not owner.isdecimal() or int(owner) in living:
+            continue
+        if kind in ("counter", "histogram"):
+            counts.append((path, path.with_name(f"{kind}_{_RETIRED}.db")))
+        else:
+            mark_process_dead(int(owner), folder)
     with suppress(OSError), _files(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
-        for path in Path(folder).glob("*.db"):
-            kind, _, owner = path.stem.rpartition("_")
-            if not owner.isdecimal() or int(owner) in living:
-                continue
-            if kind in ("counter", "histogram"):
-                _add(path, path.with_name(f"{kind}_{_RETIRED}.db"))
-                path.unlink()
-            else:
-                mark_process_dead(int(owner), folder)
+        for path, total in counts:
+            _add(path, total)
+            path.unlink()
 
 
 def _add(path: Path, total: Path) -> None:
