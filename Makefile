@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
-	setup-peers bench-serving bench-load
+	setup-peers bench-serving bench-load fuzz
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -83,6 +83,9 @@ setup-peers:
 
 bench-serving: setup-peers ## Measure the predict API beside its peers; ten minutes on a quiet machine
 	@.venv/bin/python -m benchmarks.serving $(if $(ROUNDS),--rounds $(ROUNDS))
+
+fuzz: setup-dev ## Send the predict API whatever a client could: N=100000, SEED=0
+	@.venv/bin/python -W ignore -m tests.fuzz $(if $(N),--requests $(N)) $(if $(SEED),--seed $(SEED))
 
 bench-load: setup-dev ## Load the predict API while versions change and Postgres dies: MINUTES=10
 	@.venv/bin/python -m benchmarks.sustained $(if $(MINUTES),--minutes $(MINUTES))

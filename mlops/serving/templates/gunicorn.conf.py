@@ -21,6 +21,18 @@ for _name in [name for name in sys.modules if name.partition(".")[0] == "predict
 os.environ["PREDICT_PAYLOAD"] = str(_link)
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime 1.31 starts it when it is imported
 
+
+class _NoPandas:
+    """Hides pandas, which pyarrow would import in a request: seconds of nobody answered."""
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        if name == "pandas":
+            raise ModuleNotFoundError("the predict API does without", name=name)
+
+
+if not any(type(finder).__name__ == _NoPandas.__name__ for finder in sys.meta_path):
+    sys.meta_path.insert(0, _NoPandas())  # once, however often it is reloaded
+
 # Shared by the master and every worker it forks: the payload that answered last, for a worker that
 # has to start while `current` is broken.
 _last_good = mmap.mmap(-1, 4096)
@@ -50,12 +62,6 @@ class logger_class(glogging.Logger):  # type: ignore[misc]
 
     def _set_handler(self, log, output, fmt, stream=None):  # type: ignore[no-untyped-def]
         super()._set_handler(log, output, logs.JsonFormatter(), stream)
-
-    def warning(self, msg, *args, **kwargs):  # type: ignore[no-untyped-def]
-        # What follows may be the rest of a body, where a client has miscounted its length.
-        if msg.startswith("Invalid request from ip="):
-            msg = msg.partition(": ")[0]
-        super().warning(msg, *args, **kwargs)
 
     def access(self, resp, req, environ, request_time):  # type: ignore[no-untyped-def]
         pass
