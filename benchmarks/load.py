@@ -256,7 +256,7 @@ def wrong(body: bytes, asked: Question, decode: Decode) -> str | None:
 
 def _connect(host: str, port: int, timeout: float = TIMEOUT_S) -> socket.socket:
     connection = socket.socket()
-    # Not settimeout(): that makes each call a poll and a call.
+    # Not settimeout(), which makes each call a poll and a call.
     limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

@@ -258,7 +258,6 @@ def serving(kind: Kind, run: Run, log_folder: Path) -> Iterator[Server]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MLOPS_")},
         "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
         **kind.environment(run, port),
     }
     if kind is OURS:

@@ -74,6 +74,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     switch_current(run_.settings.payloads_dir, "1")
     kinds = [OURS, CONSTANT] if options.quick else list(KINDS)
     if MLFLOW in kinds:
+        _compile()
         _save_for_mlflow(run_)
     rounds: dict[str, list[dict[str, Any]]] = {kind.name: [] for kind in kinds}
     began = datetime.now(timezone.utc)
@@ -118,6 +119,19 @@ def make_model(folder: Path, trees: int, sample: bool) -> dict[str, Any]:
     )
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts
+
+
+def _compile() -> None:
+    """Have byte code of all libraries: the first start of a server is not to pay for the next."""
+    say("compiling the libraries, once")
+    for environment in (SERVICES, PEERS):
+        for site in environment.glob("lib/python3.*/site-packages"):
+            # Some packages carry files that are no Python of this version: those stay as they are.
+            subprocess.run(
+                [environment / "bin" / "python", "-m", "compileall", "-qq", "-j0", site],
+                check=False,
+                capture_output=True,
+            )
 
 
 def _save_for_mlflow(run_: Run) -> None:

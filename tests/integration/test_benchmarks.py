@@ -63,7 +63,7 @@ def test_serving_benchmark_tells_every_figure_and_writes_its_file(tmp_path: Path
     assert ours["rps"]["n"] == floor["rps"]["n"] == 1
     # One row: most of a thousand rows' time is not theirs.
     assert ours["rows_per_s"]["median"] > ours["rps"]["median"]
-    assert "/" not in json.dumps(written["machine"]).replace("q/s", "")
+    assert "/" not in json.dumps(written["machine"])  # no path of the machine
 
 
 def test_load_benchmark_loses_nothing_while_versions_change_and_postgres_dies(
