@@ -319,13 +319,19 @@ class PredictClient:
         return answer if isinstance(answer, dict) and {"pid", "version"} <= answer.keys() else None
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        try:
-            response = self._session.request(
-                method, self.url + path, timeout=self.timeout, **arguments
-            )
-        except requests.RequestException as fault:
-            raise self._away(fault) from fault
-        return self._answer(response, path)
+        until = time.monotonic() + self.timeout
+        while True:
+            try:
+                response = self._session.request(
+                    method, self.url + path, timeout=self.timeout, **arguments
+                )
+            except requests.RequestException as fault:
+                raise self._away(fault) from fault
+            # Over the rate that the API allows: it says when to come again.
+            wait = _seconds(response.headers.get("Retry-After"))
+            if response.status_code != 429 or time.monotonic() + wait > until:
+                return self._answer(response, path)
+            time.sleep(wait)
 
     def _away(self, fault: requests.RequestException) -> ApiUnavailable:
         return ApiUnavailable(
@@ -431,3 +437,8 @@ def _plain(value: Any) -> Any:
         plain = value.item()
         return None if isinstance(plain, float) and math.isnan(plain) else plain
     raise TypeError(f"{value!r} is nothing that JSON can say")
+
+
+def _seconds(header: str | None) -> float:
+    """Return what a Retry-After says, or for ever if it says nothing that can be waited for."""
+    return float(header) if header is not None and header.isdigit() else math.inf

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -82,3 +84,22 @@ def test_refusals_are_counted(server: PredictServer) -> None:
     text = ask(server, "/metrics").text
     assert 'code="rate_limited"' in text
     assert 'code="unauthorized"' in text
+
+
+def test_the_stacks_own_client_waits_when_it_is_told_to(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, predict_workers=1)
+    make_payload(settings.payloads_dir, "1")
+    extra = {"MLOPS_PREDICT_RATE_LIMIT": "2", "MLOPS_PREDICT_RATE_BURST": "1"}
+    server = PredictServer(settings, logged=False, payload="1", extra=extra)
+    try:
+        server.start()
+        with PredictClient.of(settings) as client, PredictClient(server.url, 0.5) as hasty:
+            began = time.monotonic()
+            for _ in range(3):
+                assert client.model()["version"] == "1"
+            assert time.monotonic() - began >= 1
+            with pytest.raises(ApiError, match="2 requests a second") as caught:
+                hasty.model()
+            assert caught.value.status == 429
+    finally:
+        server.stop()
