@@ -57,7 +57,7 @@ def fault_answer() -> bytes:
     return refusal(fault.status, fault.code, fault.message)
 
 
-class PatientUnreader(SocketUnreader):  # type: ignore[misc]
+class PatientUnreader(SocketUnreader):
     """Reads what a client sends, as long as that does not take too long."""
 
     def __init__(self, sock: Any, seconds: float) -> None:
