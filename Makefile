@@ -94,6 +94,7 @@ lint: setup-dev ## Lint, format, types, and the import contract
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+	MYPYPATH=mlops/serving/templates .venv/bin/python -m mypy -p predictor
 	.venv/bin/python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 format: setup-dev ## Format the code, and fix what lint can fix itself

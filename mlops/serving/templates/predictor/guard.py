@@ -26,7 +26,7 @@ class Guard:
         except RequestError as fault:
             _drain(environ)
             return refuse(environ, start_response, fault)
-        return self.inner(environ, start_response)  # type: ignore[no-any-return]
+        return self.inner(environ, start_response)
 
 
 def _drain(environ: Environment) -> None:

@@ -34,8 +34,8 @@ class Observer:
         """Answer as the inner application does, and take notice of it."""
         started = perf_counter()
         sent = environ.get("HTTP_X_REQUEST_ID")
-        valid = sent is not None and REQUEST_ID.fullmatch(sent)
-        request_id = environ[ID] = sent if valid else os.urandom(16).hex()
+        request_id = sent if sent and REQUEST_ID.fullmatch(sent) else os.urandom(16).hex()
+        environ[ID] = request_id
         status, sent_headers = 500, []
 
         def start(line: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
