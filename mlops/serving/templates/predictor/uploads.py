@@ -13,11 +13,11 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import orjson
 from flask import Response, request
@@ -60,7 +60,7 @@ def score_file(
             limit = limits.batch_max_bytes
             folder = _folder(state)
             file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX))
-            lines = _receive(file, content_type, packed, limit)  # type: ignore[arg-type]
+            lines = _receive(file.file, content_type, packed, limit)
             table = tables.open_table(Path(file.name), content_type, model, limit)
             stack.callback(table.close)
             rejected = stack.enter_context(
@@ -85,7 +85,7 @@ def score_file(
         alone = content_type in request.accept_mimetypes.values()
         answer = _Answer(batch, rejected, None if alone else boundary, stack.pop_all())
         return Response(
-            answer,  # type: ignore[arg-type]
+            answer,
             content_type=content_type if alone else f"multipart/mixed; boundary={boundary}",
             headers={"X-Model-Version": model.version, "X-Lines": str(lines)},
             direct_passthrough=True,
@@ -111,14 +111,14 @@ class _Answer:
             self._content.close()
         note_scored(self._environment, self.batch.model.version, self.batch.scored)
 
-    def _alone(self) -> Iterator[bytes]:
+    def _alone(self) -> Generator[bytes, None, None]:
         try:
             yield from self.batch.predictions(self.rejected)
         except (BrokenFile, LogUnavailable) as fault:
             self._failed(fault)
             raise  # gunicorn then ends the connection without the end of the answer
 
-    def _parts(self) -> Iterator[bytes]:
+    def _parts(self) -> Generator[bytes, None, None]:
         content_type = self.batch.table.content_type
         yield self._head("predictions", content_type, SUFFIXES[content_type])
         try:
@@ -231,7 +231,7 @@ def _drain() -> None:
                 break
 
 
-def _receive(file: BinaryIO, content_type: str, packed: bool, limit: int) -> int:
+def _receive(file: IO[bytes], content_type: str, packed: bool, limit: int) -> int:
     """Write the body, unpacked, into `file`; return its number of lines, 0 of Parquet.
 
     Raises RequestError if it breaks off, is over `limit` bytes, no gzip or no text in UTF-8.

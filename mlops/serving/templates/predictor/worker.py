@@ -150,8 +150,10 @@ class PredictWorker(ThreadWorker):
         """
         with suppress(OSError):  # it has gone
             conn.sock.shutdown(socket.SHUT_WR)
-        conn.sock.setblocking(False)
-        if self.has_left(conn):
+        closed = conn.sock.fileno() < 0  # as gunicorn does with an answer that broke off
+        if not closed:
+            conn.sock.setblocking(False)
+        if closed or self.has_left(conn):
             self.nr_conns -= 1
             conn.close()
             return
