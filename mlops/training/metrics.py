@@ -145,22 +145,22 @@ def best_profit_threshold(target: ArrayLike, score: ArrayLike, costs: Costs) -> 
     It lies between two scores. Where contacting nobody is best, it is above them all, and at least
     the break-even probability. The same rows give the same threshold, in whatever order.
     """
-    target, score = _checked(target, score)
-    order = np.lexsort((target, -score))
-    score, gains = score[order], _gains(target[order], costs)
+    truth, scores = _checked(target, score)
+    order = np.lexsort((truth, -scores))
+    scores, gains = scores[order], _gains(truth[order], costs)
     # Equal scores are contacted together: a threshold is at the last of them.
-    lasts = np.flatnonzero(np.append(score[1:] != score[:-1], True))
+    lasts = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
     random = np.random.default_rng(0)
     best = []
     for _ in range(RESAMPLES):
-        drawn = np.bincount(random.integers(0, len(score), len(score)), minlength=len(score))
+        drawn = np.bincount(random.integers(0, len(scores), len(scores)), minlength=len(scores))
         profits = np.cumsum(drawn * gains)[lasts]
         top = int(np.argmax(profits))
-        best.append(score[lasts[top]] if profits[top] > 0 else math.inf)
+        best.append(scores[lasts[top]] if profits[top] > 0 else math.inf)
     threshold = float(np.median(best))
     if math.isinf(threshold):
-        return max(costs.break_even, min(float(score[0]) + CLEARANCE, 1.0))
-    return _between(threshold, score)
+        return max(costs.break_even, min(float(scores[0]) + CLEARANCE, 1.0))
+    return _between(threshold, scores)
 
 
 def profit_curve(

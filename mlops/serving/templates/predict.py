@@ -121,7 +121,7 @@ def create_app(service: Service) -> Flask:
     routes = [rule.rule for rule in app.url_map.iter_rules()]
     quick = QuickPath(app.wsgi_app, service)
     guarded = Guard(quick, service.limits)
-    app.wsgi_app = observer.Observer(guarded, routes, access_log)  # type: ignore[method-assign]
+    app.wsgi_app = observer.Observer(guarded, routes, access_log)
     return app
 
 
