@@ -6,6 +6,7 @@ markers; the text around them is written by hand.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -20,28 +21,33 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENT = ROOT / "docs" / "performance.md"
-IMAGES = ROOT / "images"
 
 OURS, OTHERS, FLOOR = "#1f6fb4", "#9aa5b1", "#d9c27e"
 INK = "#333333"
+GOAL = "#b4431f"
 _FLOORS = ("constant", "constant_gthread")
 
 
 def main() -> None:
     """Write every table and picture for which there is a result."""
-    for name, tell in (("serving", tell_serving), ("load", tell_load)):
-        file = RESULTS / f"{name}.json"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", type=Path, default=ROOT, help="holds benchmarks, docs and images")
+    root = parser.parse_args().root
+    document = root / "docs" / "performance.md"
+    for name, tell, picture in (
+        ("serving", tell_serving, "serving-benchmark.png"),
+        ("load", tell_load, "serving-load.png"),
+    ):
+        file = root / "benchmarks" / "results" / f"{name}.json"
         if file.exists():
             figures = json.loads(file.read_text())
-            _replace(name, tell(figures))
+            _replace(document, name, tell(figures, root / "images" / picture))
 
 
-def tell_serving(figures: dict[str, Any]) -> str:
-    """Draw images/serving-benchmark.png; return the table in Markdown."""
+def tell_serving(figures: dict[str, Any], picture: Path) -> str:
+    """Draw the picture; return the table in Markdown."""
     servers = figures["servers"]
-    _draw_serving(servers, figures, IMAGES / "serving-benchmark.png")
+    _draw_serving(servers, figures, picture)
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("requests/s", lambda one: _spread(one, "rps", "{:,.0f}")),
         ("p50 ms", lambda one: _spread(one, "p50_ms", "{:.2f}")),
@@ -87,9 +93,9 @@ def tell_serving(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tell_load(figures: dict[str, Any]) -> str:
-    """Draw images/serving-load.png; return the table in Markdown."""
-    _draw_load(figures, IMAGES / "serving-load.png")
+def tell_load(figures: dict[str, Any], picture: Path) -> str:
+    """Draw the picture; return the table in Markdown."""
+    _draw_load(figures, picture)
     rows = [
         ("minutes", f"{figures['seconds'] / 60:.1f}"),
         ("requests", f"{figures['requests']:,} ({figures['rps']:,.0f} a second)"),
@@ -148,14 +154,14 @@ def _most(one: dict[str, Any], name: str) -> float:
     return float(one[name]["max"]) if name in one else 0.0
 
 
-def _replace(name: str, text: str) -> None:
+def _replace(document: Path, name: str, text: str) -> None:
     """Put `text` between the markers of `name` in the document."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    document = DOCUMENT.read_text()
+    content = document.read_text()
     pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
-    if not pattern.search(document):
-        raise SystemExit(f"{DOCUMENT.name} has no lines `{begin}` and `{end}` to put the table in")
-    DOCUMENT.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", document))
+    if not pattern.search(content):
+        raise SystemExit(f"{document.name} has no lines `{begin}` and `{end}` to put the table in")
+    document.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", content))
 
 
 def _draw_serving(servers: dict[str, Any], figures: dict[str, Any], path: Path) -> None:
@@ -174,9 +180,15 @@ def _draw_serving(servers: dict[str, Any], figures: dict[str, Any], path: Path) 
         _bars(axis, shown, name, form, scale)
         axis.set_title(title, loc="left", fontsize=11, color=INK)
         if goal is not None:
-            axis.axvline(goal, color="#b4431f", linewidth=1, linestyle="--")
+            axis.axvline(goal, color=GOAL, linewidth=1, linestyle="--", zorder=0)
             axis.annotate(
-                f"goal {goal:g}", (goal, -0.55), color="#b4431f", fontsize=8, ha="left", va="center"
+                f"goal {goal:g}",
+                (goal, 0.01),
+                xycoords=axis.get_xaxis_transform(),
+                xytext=(4, 0),
+                textcoords="offset points",
+                color=GOAL,
+                fontsize=8,
             )
     machine = figures["machine"]
     drawing.suptitle(
@@ -220,6 +232,7 @@ def _bars(axis: Axes, shown: dict[str, Any], name: str, form: str, scale: float)
             va="center",
             fontsize=9,
             color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     axis.set_yticks(list(places), [_short(one["title"]) for one in shown.values()], fontsize=9)
     axis.invert_yaxis()
@@ -242,7 +255,7 @@ def _draw_load(figures: dict[str, Any], path: Path) -> None:
     above.set_title(
         f"Latency, ms, at {figures['rate']:,.0f} requests/s (half of the maximum)", loc="left"
     )
-    above.set_ylim(bottom=0)
+    above.set_ylim(0, 1.25 * max(one["p99_ms"] for one in figures["course"]))
     above.legend(frameon=False, loc="upper right", ncols=2)
     middle.fill_between(*_columns(figures["log"]), color=FLOOR, step="post")
     middle.set_title("Answered rows that are on disk and not in Postgres yet", loc="left")
@@ -258,7 +271,7 @@ def _draw_load(figures: dict[str, Any], path: Path) -> None:
         # A name that begins with an underscore is left out of the legend.
         for number, (killed, back) in enumerate(figures["postgres_down"]):
             label = "Postgres killed and away" if number == 0 else "_more"
-            axis.axvspan(killed, back, color="#b4431f", alpha=0.25, linewidth=0, label=label)
+            axis.axvspan(killed, back, color=GOAL, alpha=0.25, linewidth=0, label=label)
         for number, (swapped, _) in enumerate(figures["swapped"]):
             label = "version swapped" if number == 0 else "_more"
             axis.axvline(swapped, color="#777777", alpha=0.45, linewidth=0.7, label=label)

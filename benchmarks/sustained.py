@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,6 @@ import numpy as np
 from benchmarks.load import Load, Outcome, quantile, run
 from benchmarks.servers import (
     OURS,
-    SERVICES,
     Database,
     LogTable,
     Run,
@@ -36,6 +34,7 @@ from benchmarks.servers import (
 from benchmarks.serving import (
     CONNECTIONS,
     commit,
+    draw,
     machine,
     make_model,
     pending,
@@ -276,9 +275,7 @@ def main() -> int:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(figures, indent=1) + "\n")
     if options.results == RESULTS:
-        subprocess.run(
-            [SERVICES / "bin" / "python", "-m", "benchmarks.report"], cwd=ROOT, check=True
-        )
+        draw()
     told = {
         name: value for name, value in figures.items() if not isinstance(value, (list, dict))
     } | {"log_rows_by_version": figures["log_rows_by_version"]}

@@ -23,6 +23,7 @@ from benchmarks.load import Load, Outcome, ask, question, run
 from benchmarks.sustained import trend
 from mlops.settings import ROOT
 from tests.fixtures.postgres import free_ports
+from tests.fixtures.predict import SERVICES_PYTHON
 
 SMALL = ["--sample", "--trees", "20"]
 
@@ -42,8 +43,19 @@ def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], str]:
     return json.loads(line), done.stderr
 
 
+def drawn(root: Path, name: str) -> str:
+    """Have the results below `root` drawn, and return the document that they stand in."""
+    (root / "docs").mkdir()
+    (root / "images").mkdir()
+    document = root / "docs" / "performance.md"
+    document.write_text(f"before\n<!-- {name}: begin -->\nold\n<!-- {name}: end -->\nafter\n")
+    command = [SERVICES_PYTHON, "-m", "benchmarks.report", "--root", root]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    return document.read_text()
+
+
 def test_serving_benchmark_tells_every_figure_and_writes_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "serving.json"
+    file = tmp_path / "benchmarks" / "results" / "serving.json"
     told, _ = benchmark(
         "serving", "--quick", "--seconds", "2", "--rows", "20000", "--results", str(file)
     )
@@ -64,12 +76,18 @@ def test_serving_benchmark_tells_every_figure_and_writes_its_file(tmp_path: Path
     # One row: most of a thousand rows' time is not theirs.
     assert ours["rows_per_s"]["median"] > ours["rps"]["median"]
     assert "/" not in json.dumps(written["machine"])  # no path of the machine
+    document = drawn(tmp_path, "serving")
+    assert f"**{told['rps']:,.0f}**" in document
+    assert document.startswith("before\n")
+    assert document.endswith("after\n")
+    assert "old" not in document
+    assert (tmp_path / "images" / "serving-benchmark.png").stat().st_size > 10_000
 
 
 def test_load_benchmark_loses_nothing_while_versions_change_and_postgres_dies(
     tmp_path: Path,
 ) -> None:
-    file = tmp_path / "load.json"
+    file = tmp_path / "benchmarks" / "results" / "load.json"
     told, _ = benchmark(
         "sustained",
         *("--seconds", "20", "--swap-s", "3", "--kills", "1", "--down-s", "4", "--probe-s", "2"),
@@ -85,6 +103,8 @@ def test_load_benchmark_loses_nothing_while_versions_change_and_postgres_dies(
     assert killed < back < 20
     assert sum(one["rps"] for one in written["course"]) > 0
     assert len(written["memory"]) > 5
+    assert f"| requests | {told['requests']:,} (" in drawn(tmp_path, "load")
+    assert (tmp_path / "images" / "serving-load.png").stat().st_size > 10_000
 
 
 class Answers(BaseHTTPRequestHandler):
