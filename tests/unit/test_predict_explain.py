@@ -112,7 +112,9 @@ def test_contributions_sum_to_the_difference_of_the_two_predictions(model: Model
 
 
 NUMBER = st.none() | st.integers(-(2**127), 2**127) | st.sampled_from([0, -1, 2**24, -(10**30)])
-TEXT = st.none() | st.text(st.characters(exclude_characters="\x00"), max_size=20)
+# What UTF-8 has: half a pair of surrogates is no JSON, and never gets as far as a record.
+LETTER = st.characters(codec="utf-8", exclude_characters="\x00")
+TEXT = st.none() | st.text(LETTER, max_size=20)
 
 
 @given(
