@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import psutil
 import pytest
@@ -49,7 +51,7 @@ def raw_request(server: PredictServer, path: str = "/predict", headers: str = ""
     return head.encode() + body
 
 
-def read_answers(client: socket.socket, count: int) -> list[tuple[int, dict[str, object]]]:
+def read_answers(client: socket.socket, count: int) -> list[tuple[int, dict[str, Any]]]:
     """Return status and JSON of so many answers on one connection."""
     answers = []
     with client.makefile("rb") as stream:
@@ -81,6 +83,58 @@ def test_slow_clients_in_any_number_hold_up_nobody(server: PredictServer, sent: 
         assert answered.startswith(b"HTTP/1.1 408 ") if sent else answered == b""
         if sent:
             assert json.loads(answered.split(b"\r\n\r\n")[1])["error"]["code"] == "too_slow"
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        HEAD + b"Content-Length: 0000000000000000000000000100\r\n\r\n",
+        HEAD + b"Content-Length: 20000\r\n\r\n{",
+        HEAD + b"Content-Length: 9000000\r\n\r\n" + b"[" * 200_000,
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n{",
+        HEAD.replace(b"/predict", b"/predict/batch") + b"Content-Length: 900\r\n\r\na,b",
+    ],
+    ids=["long number", "no quick one", "large", "in chunks", "file"],
+)
+def test_bodies_that_do_not_come_hold_up_nobody(server: PredictServer, sent: bytes) -> None:
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(connection(server)).sendall(sent)
+        assert server.post(server.reference()).ok
+        # Answered by a thread, while the bodies' time is not over.
+        assert requests.get(f"{server.url}/metrics", timeout=TIMEOUT_S / 2).ok
+
+
+def test_client_that_asks_and_never_reads_holds_up_nobody(server: PredictServer) -> None:
+    body = json.dumps([server.reference() | {"job": "x" * 60}] * 50).encode()
+    length = f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.settings.predict_port))
+        deaf.settimeout(0.5)
+        with suppress(TimeoutError):  # until nothing more is taken from it
+            deaf.sendall((HEAD + length + body) * 2000)
+        assert requests.get(f"{server.url}/health", timeout=TIMEOUT_S / 2).ok
+        assert server.post(server.reference()).ok
+
+
+def test_client_that_reads_slowly_gets_all_of_its_answers(server: PredictServer) -> None:
+    count = 400
+    body = json.dumps([server.reference() | {"job": "x" * 60}] * 40).encode()
+    length = f"Content-Length: {len(body)}\r\n\r\n".encode()
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.settings.predict_port))
+        slow.settimeout(30)
+        sender = threading.Thread(target=slow.sendall, args=((HEAD + length + body) * count,))
+        sender.start()
+        answers = read_answers(slow, count)
+        sender.join()
+    assert {status for status, _ in answers} == {200}
+    assert all(len(answer["predictions"]) == 40 for _, answer in answers)
 
 
 def test_request_that_trickles_in_is_answered_once_it_is_there(server: PredictServer) -> None:

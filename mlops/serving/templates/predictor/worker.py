@@ -5,8 +5,11 @@ workers answer a constant 3,300 times a second so, 5,200 times without (docs/per
 plain worker has no threads, and one client that sends slowly blocks it. Here the main thread takes
 in what clients send, without ever waiting for one of them, until a request is there:
 
-- a small one for an address that answers in less than a millisecond is answered on the spot;
-- any other goes to a thread once its headers are there, as in gunicorn;
+- a small one for an address that answers in less than a millisecond is answered on the spot, and
+  what its client does not read at once is sent when it does;
+- any other goes to a thread once it is there as a whole;
+- a file, or a body whose length is not said, is read by a thread of another pool, so that those who
+  send one slowly wait for one another alone;
 - one that is not there in time is answered 408.
 
 It stands on `gunicorn.workers.gthread` of the version in requirements.txt; tests/integration/
@@ -21,6 +24,7 @@ import selectors
 import socket
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -30,20 +34,25 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 from predictor import protocol
 from predictor.protocol import PatientUnreader
 
-SMALL_BYTES = 16 * 1024  # of a body; some sixty records
+SMALL_BYTES = 16 * 1024  # of a body that is read on the spot; some sixty records
+COLLECTED_BYTES = 64 * 1024 * 1024
+"""Of all bodies that are not there as a whole; beyond that they are left to threads."""
+STREAMS = 4  # requests whose bodies are read while they come
 HEADER_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
 RECEIVE_SECONDS = float(os.environ.get("MLOPS_PREDICT_BODY_TIMEOUT_S") or 30)
-"""For the headers and a small body; and for any next piece that a thread waits for."""
+"""For the headers and a body of little size; and for any next piece that a thread waits for."""
 PART_SECONDS = 2.0  # a client has so long to read its last answer and close
 LINGER_SECONDS = 2.0  # a worker that leaves keeps idle connections open, for requests on their way
 
 # What is answered on the spot. All else may take long, or is rare.
 _QUICK = (b"POST /predict ", b"GET /health ", b"GET /ready ")
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
-_NO_LENGTH = re.compile(rb"\r\n(transfer-encoding|expect|upgrade):", re.IGNORECASE)
+_STREAMED = b"POST /predict/batch"
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([^\r\n]*)\r\n", re.IGNORECASE)
+_DIGITS = re.compile(rb"\d{1,9}[ \t]*")
+_NO_LENGTH = re.compile(rb"\r\n(transfer-encoding|expect|upgrade)[ \t]*:", re.IGNORECASE)
 
-_WAIT, _QUICKLY, _BY_THREAD = range(3)
+_WAIT, _QUICKLY, _BY_THREAD, _BY_STREAM = range(4)
 
 
 def how_to_answer(received: bytes | bytearray) -> int:
@@ -52,25 +61,46 @@ def how_to_answer(received: bytes | bytearray) -> int:
     if end < 0:
         return _WAIT if len(received) < HEADER_BYTES else _BY_THREAD
     head = bytes(received[: end + 4])
-    if _NO_LENGTH.search(head):
-        return _BY_THREAD
     lengths = _LENGTH.findall(head)
+    unsure = len(lengths) > 1 or (lengths and not _DIGITS.fullmatch(lengths[0]))
+    if unsure or _NO_LENGTH.search(head) or head.startswith(_STREAMED):
+        return _BY_STREAM
     length = int(lengths[0]) if lengths else 0
-    if len(lengths) > 1 or length > SMALL_BYTES:
-        return _BY_THREAD
+    if length > COLLECTED_BYTES:
+        return _BY_STREAM
     if len(received) < end + 4 + length:
         return _WAIT
-    return _QUICKLY if head.startswith(_QUICK) else _BY_THREAD
+    return _QUICKLY if length <= SMALL_BYTES and head.startswith(_QUICK) else _BY_THREAD
+
+
+class Outbox:
+    """Stands for a socket while a request is answered on the spot: keeps what is sent."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.content = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.content += data
+
+    send = sendall
+
+    def setblocking(self, blocking: bool) -> None:
+        """Do nothing: the socket itself stays as it is."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
 
 
 class PredictWorker(ThreadWorker):
     """A threaded worker whose main thread receives, and answers what is quick."""
 
     def init_process(self) -> None:
-        # In order of their deadlines, since all have the same time.
         self.receiving: dict[TConn, bytearray] = {}
+        self.sending: dict[TConn, tuple[bytes, bool]] = {}  # what is left, and whether to keep it
         self.parting: dict[TConn, float] = {}  # and until when
         self.leaves_at = 0.0
+        self.streams = ThreadPoolExecutor(STREAMS, thread_name_prefix="stream")
         super().init_process()
 
     def accept(self, listener: socket.socket) -> None:
@@ -112,7 +142,11 @@ class PredictWorker(ThreadWorker):
         except OSError:
             data = b""
         received += data
+        conn.timeout += len(data) / protocol.LEAST_BYTES_A_SECOND
         how = how_to_answer(received) if data else _BY_THREAD
+        if how == _WAIT and len(received) > RECEIVE_BYTES:
+            collected = sum(map(len, self.receiving.values()))
+            how = _WAIT if collected < COLLECTED_BYTES else _BY_STREAM
         if how == _WAIT:
             return False
         if registered:
@@ -196,16 +230,45 @@ class PredictWorker(ThreadWorker):
     def dispatch(self, conn: TConn, how: int) -> None:
         """Answer a request, here or by a thread."""
         received = bytes(self.receiving.pop(conn))
-        conn.sock.setblocking(True)
-        conn.init()
-        if not isinstance(conn.parser.unreader, PatientUnreader):
-            conn.parser.unreader = PatientUnreader(conn.sock, RECEIVE_SECONDS)
-        conn.parser.unreader.begin()
+        conn.sock.setblocking(how != _QUICKLY)
+        sock = conn.sock
+        if not conn.initialized:
+            conn.init()
+            conn.parser.unreader = PatientUnreader(sock, RECEIVE_SECONDS)
+        conn.parser.unreader.begin(whole=how != _BY_STREAM)
         conn.parser.unreader.unread(received)
-        if how == _BY_THREAD:
-            self.enqueue_req(conn)
-        else:
-            self.after(conn, self.handle(conn))
+        if how != _QUICKLY:
+            pool = self.streams if how == _BY_STREAM else self.tpool
+            done = partial(self.method_queue.defer, self.finish_request, conn)
+            pool.submit(self.handle, conn).add_done_callback(done)
+            return
+        sock.setblocking(False)
+        conn.sock = outbox = Outbox(sock)
+        try:
+            keep = self.handle(conn)
+        finally:
+            conn.sock = sock
+        self.send(conn, outbox.content, keep)
+
+    def send(self, conn: TConn, content: bytes, keep: bool) -> None:
+        """Send what the client takes now, and the rest when it takes it."""
+        try:
+            sent = conn.sock.send(content) if content else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # it has gone
+            sent, keep = len(content), False
+        if sent == len(content):
+            self.after(conn, keep)
+            return
+        conn.timeout = time.monotonic() + RECEIVE_SECONDS
+        self.sending[conn] = content[sent:], keep
+        self.poller.register(conn.sock, selectors.EVENT_WRITE, partial(self.on_room, conn))
+
+    def on_room(self, conn: TConn, client: socket.socket) -> None:
+        """A client takes more of its answer."""
+        self.poller.unregister(conn.sock)
+        self.send(conn, *self.sending.pop(conn))
 
     def finish_request(self, conn: TConn, fs: Any) -> None:
         """A thread has answered."""
@@ -251,11 +314,14 @@ class PredictWorker(ThreadWorker):
             if until > now:
                 break
             self.end(conn)
-        for conn, received in list(self.receiving.items()):
-            if conn.timeout > now:
-                break
+        for conn in [conn for conn in self.sending if conn.timeout <= now]:
+            del self.sending[conn]
             self.poller.unregister(conn.sock)
-            if received:
+            self.nr_conns -= 1
+            conn.close()
+        for conn in [conn for conn in self.receiving if conn.timeout <= now]:
+            self.poller.unregister(conn.sock)
+            if self.receiving[conn]:
                 late = f"the request was not there after {RECEIVE_SECONDS:g} seconds"
                 self.refuse(conn, 408, "too_slow", late)
             else:
