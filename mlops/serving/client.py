@@ -82,7 +82,7 @@ class PredictClient:
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy stands between this machine and itself
         if api_key:
-            self._session.headers["Authorization"] = f"Bearer {api_key}".encode()
+            self._session.headers["Authorization"] = b"Bearer " + api_key.encode().strip()
         # Connections that break off are tried again; what the API answers is never.
         retry = Retry(
             total=3,

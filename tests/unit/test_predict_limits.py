@@ -64,6 +64,37 @@ def test_setting_that_makes_no_sense_is_named(value: str) -> None:
         Limits({"MLOPS_PREDICT_MAX_RECORDS": "0"})
 
 
+@pytest.mark.parametrize("value", ["abc", "0", "-1", "nan", "inf"])
+def test_time_for_a_request_is_read_by_itself_and_named_if_it_makes_no_sense(value: str) -> None:
+    setting = {"MLOPS_PREDICT_BODY_TIMEOUT_S": value}
+    with pytest.raises(PayloadError, match=f"MLOPS_PREDICT_BODY_TIMEOUT_S is '{value}'"):
+        limits.body_timeout(setting)
+    with pytest.raises(PayloadError, match=f"MLOPS_PREDICT_BODY_TIMEOUT_S is '{value}'"):
+        Limits(setting)
+    for said in ({}, {"MLOPS_PREDICT_BODY_TIMEOUT_S": ""}, {"MLOPS_PREDICT_BODY_TIMEOUT_S": "2.5"}):
+        assert limits.body_timeout(said) == Limits(said).body_timeout_s
+    assert limits.body_timeout(said) == 2.5
+
+
+@pytest.mark.parametrize(
+    "setting", [" open sesame", "open sesame ", "\topen sesame\n", " voil\u00e0 "]
+)
+def test_blanks_around_the_key_count_on_neither_side(setting: str) -> None:
+    found = Limits({"MLOPS_PREDICT_API_KEY": setting})
+    for key in (setting, setting.strip(), f"{setting} "):
+        # As a server hands it over: a header's value without the blanks around it.
+        sent = f"Bearer {key}".strip(" \t\r\n").encode().decode("latin-1")
+        assert refused(found, request(authorization=sent)) is None
+    assert refused(found, request(authorization=f"Bearer x{setting}")) is not None
+    assert refused(found, request(authorization="Bearer")) is not None
+
+
+@pytest.mark.parametrize("setting", [" ", "\t\n"])
+def test_key_of_blanks_alone_is_no_open_door(setting: str) -> None:
+    with pytest.raises(PayloadError, match="MLOPS_PREDICT_API_KEY is blank"):
+        Limits({"MLOPS_PREDICT_API_KEY": setting})
+
+
 def test_without_settings_everybody_is_admitted() -> None:
     found = Limits({})
     assert not any(refused(found, request()) for _ in range(1000))

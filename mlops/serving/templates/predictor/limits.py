@@ -78,31 +78,48 @@ def _network(client: str) -> str:
     return address.packed[:8].hex()
 
 
+def body_timeout(environment: Mapping[str, str]) -> float:
+    """Return the seconds that a client has to send a request; raises PayloadError as `Limits`."""
+    return _number(environment, "BODY_TIMEOUT_S", 30, 0.01)
+
+
+def _number(environment: Mapping[str, str], name: str, default: float, least: float) -> float:
+    text = environment.get(f"MLOPS_PREDICT_{name}") or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value < math.inf:
+        raise PayloadError(
+            f"MLOPS_PREDICT_{name} is {text!r}, expected a number of at least {least:g}"
+        )
+    return value
+
+
+def _key(environment: Mapping[str, str]) -> bytes:
+    """Return the API key, b"" for none, without the blanks around it, which no header keeps."""
+    text = environment.get("MLOPS_PREDICT_API_KEY") or ""
+    key = text.encode().strip()  # bytes, as of the header: of text it would take more than blanks
+    if text and not key:
+        # Taken for none, it would open to everybody what somebody meant to close.
+        raise PayloadError(
+            "MLOPS_PREDICT_API_KEY is blank: set a key, or leave it empty to ask nobody"
+        )
+    return key
+
+
 class Limits:
     """What one request may be and bring; the settings of `mlops/settings.py` that begin alike."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Read the settings; raises PayloadError, naming the variable that makes no sense."""
-
-        def number(name: str, default: float, least: float) -> float:
-            text = environment.get(f"MLOPS_PREDICT_{name}") or str(default)
-            try:
-                value = float(text)
-            except ValueError:
-                value = math.nan
-            if not least <= value < math.inf:
-                raise PayloadError(
-                    f"MLOPS_PREDICT_{name} is {text!r}, expected a number of at least {least:g}"
-                )
-            return value
-
-        self.api_key = (environment.get("MLOPS_PREDICT_API_KEY") or "").encode()
-        self.rate = number("RATE_LIMIT", 0, 0)
-        self.burst = int(number("RATE_BURST", 20, 1))
-        self.max_records = int(number("MAX_RECORDS", 10_000, 1))
-        self.max_body_bytes = int(number("MAX_BODY_MB", 10, 1)) << 20
-        self.batch_max_bytes = int(number("BATCH_MAX_MB", 4096, 1)) << 20
-        self.body_timeout_s = number("BODY_TIMEOUT_S", 30, 0.01)
+        self.api_key = _key(environment)
+        self.rate = _number(environment, "RATE_LIMIT", 0, 0)
+        self.burst = int(_number(environment, "RATE_BURST", 20, 1))
+        self.max_records = int(_number(environment, "MAX_RECORDS", 10_000, 1))
+        self.max_body_bytes = int(_number(environment, "MAX_BODY_MB", 10, 1)) << 20
+        self.batch_max_bytes = int(_number(environment, "BATCH_MAX_MB", 4096, 1)) << 20
+        self.body_timeout_s = body_timeout(environment)
         self.arrivals: Arrivals | None = None
 
     def share(self, arrivals: Arrivals | None) -> None:
@@ -140,5 +157,5 @@ class Limits:
         if scheme.lower() != "bearer":
             raise Unauthorized("another kind of Authorization, expected `Bearer <key>`")
         # A header's bytes come as latin-1 (PEP 3333).
-        if not hmac.compare_digest(key.strip().encode("latin-1", "replace"), self.api_key):
+        if not hmac.compare_digest(key.encode("latin-1", "replace").strip(), self.api_key):
             raise Unauthorized("a wrong API key")
