@@ -124,7 +124,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             lambda: _reports_ok(f"{settings.predict_url}/health"),
             secrets=("predict_db_password", "predict_api_key"),
             waits_for=payload / "predict.py",
-            stop_seconds=10,  # gunicorn gives requests under way 5 s
+            stop_seconds=35,  # gunicorn gives requests under way 30 s: a file takes a while
             address=settings.predict_url,
         ),
         Service(

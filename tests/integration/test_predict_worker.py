@@ -218,3 +218,27 @@ def test_worker_that_leaves_answers_what_has_begun_and_waits_for_no_idle_connect
             assert server.process.wait(timeout=15) == 0
     finally:
         server.stop()
+
+
+def test_worker_that_leaves_finishes_a_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings = make_settings(tmp_path_factory.mktemp("file"), predict_workers=1)
+    make_payload(settings.payloads_dir, "1")
+    server = PredictServer(settings, logged=False, payload="1").start()
+    try:
+        record = json.dumps(server.reference()).encode() + b"\n"
+        answer = requests.post(
+            f"{server.url}/predict/batch",
+            data=record * 60_000,
+            headers={"Content-Type": "application/x-ndjson"},
+            stream=True,
+            timeout=60,
+        )
+        chunks = answer.iter_content(1024)
+        next(chunks)  # the rest is more than sockets hold
+        assert server.process is not None
+        server.process.terminate()
+        await_(lambda: "Handling signal: term" in server.output)
+        assert b'"scored":60000' in b"".join(chunks)[-1000:]
+        assert server.process.wait(timeout=40) == 0
+    finally:
+        server.stop()

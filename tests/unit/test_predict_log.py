@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import orjson
 import psycopg2
 import pytest
 
@@ -193,6 +195,8 @@ def test_what_is_answered_is_flushed_to_the_disk_before_it_waits_to_be_shipped(
     flushed: list[str] = []
 
     def flush(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            return
         (path,) = log.folder.glob("*.open")
         assert os.fstat(descriptor).st_ino == path.stat().st_ino
         flushed.extend(names(path))
@@ -208,15 +212,15 @@ def test_what_waits_in_one_file_while_postgres_is_away_is_flushed_too(
     log: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: list[int] = []
-    monkeypatch.setattr(prediction_log, "flush", lambda descriptor: flushed.append(descriptor))
+    monkeypatch.setattr(prediction_log, "flush", flushed.append)
     log._waiting_segments = prediction_log.MAX_WAITING_SEGMENTS
     append(log, "answered")
     for _ in range(3):
         log._flush()
-    assert len(flushed) == 1, "once for what was new"
+    assert len(flushed) == 2, "the file and its name, once for what was new"
     append(log, "another")
     log._flush()
-    assert len(flushed) == 2
+    assert len(flushed) == 4
     assert not list(log.folder.glob("*.ready"))
 
 
@@ -232,3 +236,40 @@ def test_segments_are_shipped_in_the_order_in_which_they_were_answered(
         log._close_segment()
     log._ship()
     assert shipped == ["first", "second", "third", "fourth"]
+
+
+def test_requests_are_let_in_again_while_a_full_spool_is_shipped(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(40):
+        append(log, f"r-{number}")
+        log._close_segment()
+    assert log.full() is None
+    log.max_bytes = log._spooled_bytes + 10
+    believed: list[bool] = []
+
+    def insert(lines: list[bytes]) -> None:
+        believed.append(log.full() is None)
+
+    monkeypatch.setattr(log, "_insert", insert)
+    monkeypatch.setattr(prediction_log, "SHIP_BYTES", 1)
+    monkeypatch.setattr(prediction_log, "FEW_ROWS_BYTES", 100)
+    log._ship()
+    assert believed[0] is False
+    assert all(believed[5:]), "there is room long before all is shipped"
+
+
+def test_lines_of_an_earlier_payload_are_shipped_as_rows(
+    log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped: list[bytes] = []
+    monkeypatch.setattr(log, "_insert", shipped.extend)
+    facts = {"request_id": "old", "made_at": "2026-01-01T00:00:00+00:00", "period": "2026-01-01"}
+    entry = {**facts, "purpose": "live", "version": "1", "rows": [[{"job": "a\tb"}, 0.25, 1]] * 2}
+    (log.folder / "1-abc-2.ready").write_bytes(orjson.dumps(entry) + b"\n")
+    log._ship()
+    expected = format_lines(
+        *(entry[name] for name in (*facts, "purpose", "version")), entry["rows"]
+    )
+    assert b"".join(shipped) == expected
+    assert expected.count(b"\n") == 2

@@ -77,8 +77,8 @@ worker_class = "predictor.worker.PredictWorker"
 threads = 4
 keepalive = 10
 timeout = 60
-# A worker that leaves waits this long for every open connection, idle ones too (gunicorn 26); the
-# longest request, 10,000 rows, takes a fraction of a second.
+# What has begun is finished, a file too (a million rows take some 10 s); idle connections are closed
+# long before (predictor.worker).
 graceful_timeout = 30
 max_requests = 0
 preload_app = False

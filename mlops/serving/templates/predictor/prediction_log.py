@@ -60,6 +60,8 @@ class PredictionLog:
         self._rows = self._bytes = self._flushed_bytes = 0
         self._spooled_bytes = self._waiting_segments = self._appended = 0
         self._unwritable_until = 0.0
+        self._refused: dict[Path, tuple[int, int]] = {}  # size and rows of files of refused rows
+        self._folder = os.open(self.folder, os.O_RDONLY)
         self._ship_lock = os.open(self.folder / "ship.lock", os.O_CREAT | os.O_RDWR, 0o600)
         self._leads = False
         self._connection: Any = None
@@ -154,7 +156,11 @@ class PredictionLog:
 
     def rejected(self) -> int:
         """Return the number of rows that Postgres refused for good, kept in `rejected/`."""
-        return sum(1 for path in (self.folder / "rejected").iterdir() for _ in _lines(path))
+        for path in (self.folder / "rejected").iterdir():
+            size = path.stat().st_size
+            if self._refused.get(path, (0, 0))[0] != size:  # counted again only when it grows
+                self._refused[path] = size, len(_lines(path))
+        return sum(rows for _, rows in self._refused.values())
 
     def close(self, patience: float = 5.0) -> None:
         """Close the segment and ship what there is, waiting at most `patience` seconds."""
@@ -172,6 +178,7 @@ class PredictionLog:
         if self._connection is not None:
             self._connection.close()
         os.close(self._ship_lock)
+        os.close(self._folder)
 
     def _again(self, step: Callable[[], None]) -> None:
         while not self._stop.wait(TICK_SECONDS):
@@ -190,11 +197,16 @@ class PredictionLog:
         with self._lock:
             if self._segment is None or self._bytes == self._flushed_bytes:
                 return
-            descriptor, self._flushed_bytes = os.dup(self._segment[0]), self._bytes
+            (descriptor, path), size = self._segment, self._bytes
+            descriptor = os.dup(descriptor)
         try:
             flush(descriptor)
+            flush(self._folder)
         finally:
             os.close(descriptor)
+        with self._lock:
+            if self._segment is not None and self._segment[1] == path:
+                self._flushed_bytes = size
 
     def _ship_in_turn(self) -> None:
         if self._lead():
@@ -207,9 +219,13 @@ class PredictionLog:
         descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
         # Locked before it gets the name that others look for: a lock that can be had means that
         # the owner is dead.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         path = hidden.with_suffix(".open")
-        hidden.rename(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            hidden.rename(path)
+        except OSError:
+            os.close(descriptor)
+            raise
         self._segment = (descriptor, path)
         self._rows = self._bytes = self._flushed_bytes = 0
 
@@ -226,8 +242,11 @@ class PredictionLog:
         try:
             flush(descriptor)
         finally:
-            path.rename(path.with_name(f"{path.stem}-{rows}.ready"))
-            os.close(descriptor)
+            try:
+                path.rename(path.with_name(f"{path.stem}-{rows}.ready"))
+            finally:
+                os.close(descriptor)  # its lock goes: whatever failed, it will be shipped
+        flush(self._folder)  # a name, too, is on the disk only then
 
     def _measure(self) -> None:
         size = waiting = 0
@@ -258,6 +277,7 @@ class PredictionLog:
                 size += path.stat().st_size
                 if size >= SHIP_BYTES:
                     self._ship_with_rests(batch)
+                    self._measure()  # requests are let in again while the rest is shipped
                     batch, size = [], 0
             if batch:
                 self._ship_with_rests(batch)
@@ -305,7 +325,7 @@ class PredictionLog:
                     os.close(descriptor)
 
     def _ship_segments(self, paths: list[Path]) -> None:
-        lines = [line for path in paths for line in _lines(path)]
+        lines = [line for path in paths for written in _lines(path) for line in _as_rows(written)]
         refused = self._insert_all_but_refused(lines)
         # Only now: if Postgres goes away on the way, all lines come again.
         if refused:
@@ -417,6 +437,18 @@ def _rows_of(path: Path) -> int:
 def _lines(path: Path) -> list[bytes]:
     """Return the complete lines; half a line belongs to a row that was never answered."""
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _as_rows(line: bytes) -> list[bytes]:
+    """Return a line as it is, or the rows of one that an earlier payload wrote: JSON, a request."""
+    if not line.startswith(b"{"):  # as no request id does
+        return [line]
+    try:
+        entry = orjson.loads(line)
+        facts = [entry[name] for name in ("request_id", "made_at", "period", "purpose", "version")]
+        return format_lines(*facts, entry["rows"]).splitlines(keepends=True)
+    except (ValueError, KeyError, TypeError):
+        return [line]  # Postgres refuses it, and it is kept aside
 
 
 def open_log(environment: dict[str, str]) -> PredictionLog | None:
