@@ -461,6 +461,114 @@ def test_a_parquet_that_unpacks_to_too_much_is_refused(model: Model, tmp_path: P
         list(table.blocks())
 
 
+def parquet_of(model: Model, rows: int, how: dict[str, Any] | None = None, **more: Any) -> bytes:
+    """Return a file of usual rows, with `more` columns."""
+    columns: dict[str, Any] = {
+        each.name: pa.array(np.full(rows, 40)) if each.is_number else pa.array(["red"] * rows)
+        for each in model.inputs
+    }
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns | more), file, **(how or {}))
+    return file.getvalue()
+
+
+def test_a_long_text_that_parquet_holds_once_is_not_multiplied(
+    model: Model, score: Callable[..., Scored]
+) -> None:
+    rows = 4096
+    # Some kB, of which a naive reader makes 400 MB.
+    content = parquet_of(model, rows, note=pa.array(["x" * 100_000] * rows))
+    pool = pa.system_memory_pool()
+    before = pool.max_memory()
+    scored = score(content, PARQUET)
+    assert pool.max_memory() - before < 32 << 20
+    assert scored.summary["scored"] == rows
+    assert len(scored.content) < 1 << 20
+    answer = pq.ParquetFile(io.BytesIO(scored.content), read_dictionary=["note"])
+    (note,) = answer.read(["note"]).column("note").unify_dictionaries().chunks
+    assert note.dictionary.to_pylist() == ["x" * 100_000]
+    assert note.null_count == 0
+    assert pq.read_schema(io.BytesIO(scored.content)).field("note").type == pa.string()
+
+
+def test_a_row_of_parquet_over_a_megabyte_is_refused_as_in_csv(
+    model: Model, score: Callable[..., Scored]
+) -> None:
+    note, more = ["x"] * 5000, ["y"] * 5000
+    note[4500], more[4500] = "x" * 600_000, "y" * 600_000
+    assert score(parquet_of(model, 5000, note=note), PARQUET).summary["scored"] == 5000
+    with pytest.raises(BrokenFile, match="row 4501 is over 1 MB") as broken:
+        score(parquet_of(model, 5000, note=note, more=more), PARQUET)
+    assert broken.value.code == "too_long"
+    with pytest.raises(BrokenFile, match="over 1024 MB once unpacked"):
+        score(parquet_of(model, 4096, note=["x" * 1_000_000] * 4096), PARQUET)
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_columns_of_parquet_that_the_model_does_not_know_pass_through_exactly(
+    model: Model, score: Callable[..., Scored], dictionary: bool
+) -> None:
+    rows = 10_000
+    unique = [f"k{n}" for n in range(rows)]
+    more = {
+        "a.b": pa.array([None if n % 7 == 0 else text for n, text in enumerate(unique)]),
+        "large": pa.array(unique, pa.large_string()),
+        "view": pa.array(unique, pa.string_view()),
+        "bytes": pa.array([b"\xff\x00", None] * (rows // 2)),
+        "kind": pa.array(["a", "b"] * (rows // 2)).dictionary_encode().cast(
+            pa.dictionary(pa.int8(), pa.string())
+        ),
+        "when": pa.array(range(rows), pa.timestamp("ns", "Europe/Paris")),
+        "small": pa.array([1, None] * (rows // 2), pa.uint16()),
+        "fixed": pa.array([b"abcd"] * rows, pa.binary(4)),
+        "none": pa.nulls(rows),
+    }  # fmt: skip
+    how = {"use_dictionary": dictionary, "row_group_size": 7000}
+    content = parquet_of(model, rows, how, **more)
+    before = pq.read_table(io.BytesIO(content))
+    after = pq.read_table(io.BytesIO(score(content, PARQUET).content))
+    assert after.select(before.column_names).schema.equals(before.schema)
+    assert after.select(before.column_names).to_pylist() == before.to_pylist()
+
+
+def test_missing_texts_of_parquet_are_told_by_their_place(
+    model: Model, score: Callable[..., Scored]
+) -> None:
+    job = ["red", None, "", "x" * 300, "green"]
+    scored = score(parquet_of(model, 5, job=pa.array(job)), PARQUET)
+    assert [features["job"] for _, features, _, _ in scored.log.logged()] == [
+        "red", None, None, "green",
+    ]  # fmt: skip
+    assert [(each["line"], each["code"]) for each in scored.faults] == [(4, "too_long")]
+
+
+@pytest.mark.parametrize(
+    ("column", "how", "code"),
+    [
+        (pa.array([[1, 2]] * 9), {}, "wrong_type"),
+        (pa.array([{"a": "x"}] * 9), {}, "wrong_type"),
+        (pa.array([b"x" * (2 << 20)] * 9, pa.binary(2 << 20)), {}, "too_long"),
+        (
+            pa.array(["x"] * 9),
+            {"use_dictionary": False, "column_encoding": {"more": "DELTA_BYTE_ARRAY"}},
+            "wrong_parquet",
+        ),
+    ],
+)
+def test_refuses_columns_of_parquet_whose_size_cannot_be_known_before(
+    model: Model, score: Callable[..., Scored], column: pa.Array, how: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(RequestError, match="column more") as refused:
+        score(parquet_of(model, 9, how, more=column), PARQUET)
+    assert (refused.value.code, refused.value.field) == (code, "more")
+
+
+def test_answers_in_few_row_groups(model: Model, score: Callable[..., Scored]) -> None:
+    rows = 3 * tables.GROUP_ROWS // 2
+    found = pq.ParquetFile(io.BytesIO(score(parquet_of(model, rows), PARQUET).content)).metadata
+    assert (found.num_rows, found.num_row_groups) == (rows, 2)
+
+
 def test_matrix_products_differ_in_the_last_bit_at_most(linear: Model, folder: Path) -> None:
     rows = [linear.card["reference"] | {"age": age, "job": None} for age in range(18, 90)]
     content = b"".join(orjson.dumps(row) + b"\n" for row in rows)

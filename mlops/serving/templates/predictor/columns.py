@@ -100,8 +100,12 @@ def from_arrow(field: Input, cells: pa.Array) -> Column:
         cells = cells.cast(pa.float64() if field.is_number else pa.string())
     if not pa.types.is_dictionary(cells.type):
         cells = cells.dictionary_encode(null_encoding="encode")
-    elif cells.indices.null_count or cells.dictionary.null_count:
-        cells = cells.dictionary_decode().dictionary_encode(null_encoding="encode")
+    elif cells.indices.null_count:
+        # A null is a value of its own, behind the others; those are not multiplied.
+        values = pa.concat_arrays([cells.dictionary, pa.nulls(1, cells.dictionary.type)])
+        cells = pa.DictionaryArray.from_arrays(
+            cells.indices.cast(pa.int32()).fill_null(len(values) - 1), values
+        )
     codes, distinct = cells.indices.to_numpy(), cells.dictionary
     if not field.is_number:
         return _one_by_one(field, codes, distinct.to_pylist())

@@ -10,8 +10,10 @@ Nothing here knows what a value means (`columns`) or scores it (`batch`).
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -34,7 +36,11 @@ from predictor.model import Input, Model
 BLOCK_BYTES = 256 * 1024
 BLOCK_ROWS = 4 * 1024
 MAX_ROW_BYTES = 1024 * 1024
-BATCH_BYTES = 2 * 1024 * 1024  # of a block of Parquet, once unpacked
+BATCH_BYTES = 2 * 1024 * 1024  # of a block of Parquet, as it is held
+# Row groups of the answer: each costs the writer some kB until the end of the file.
+GROUP_ROWS = 128 * 1024
+GROUP_BYTES = 32 * 1024 * 1024
+GROUP_SECONDS = 10.0  # a slow model's rows are sent before their reader gives up
 
 ADDED_FIRST = "row"
 ADDED_LAST = ("probability", "decision", "warnings")
@@ -628,6 +634,12 @@ def _reserved(record: Any) -> str | None:
 
 
 class _ParquetTable(Table):
+    """Parquet, whose texts stay what they mostly are in the file: places in a table of values.
+
+    A value that the file holds once may stand in millions of rows: what is held in memory, and
+    written, is one of it. So a small file cannot become a large block.
+    """
+
     content_type = PARQUET
 
     def __init__(self, path: Path, model: Model, max_bytes: int) -> None:
@@ -641,21 +653,47 @@ class _ParquetTable(Table):
             raise RequestError("wrong_parquet", f"the file is no Parquet: {fault}") from fault
         try:
             self._check()
-        except BaseException:
-            self.close()
-            raise
+            metadata = self._file.metadata
+        finally:
+            self._file.close()
+        self._file = pq.ParquetFile(
+            path,
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=64 * 1024,
+            read_dictionary=[
+                leaf.path
+                for leaf in map(self._file.schema.column, range(len(self.schema)))
+                if _is_text(leaf)
+            ],
+        )
         self._sink = io.BytesIO()
-        added = [
-            pa.field(ADDED_LAST[0], pa.float64()),
-            pa.field(ADDED_LAST[1], pa.string()),
-            pa.field(ADDED_LAST[2], pa.int32()),
-        ]
-        own = [each.remove_metadata() for each in self.schema]
-        self.scored = pa.schema([pa.field(ADDED_FIRST, pa.int64()), *own, *added])
-        self._writer = pq.ParquetWriter(self._sink, self.scored)
+        self.scored = _with_added(self._file.schema_arrow)
+        # No dictionary is given up for its size: the texts would then be written one by one.
+        self._writer = pq.ParquetWriter(
+            self._sink, self.scored, store_schema=False, dictionary_pagesize_limit=(1 << 31) - 1
+        )
+        self._waiting: list[pa.RecordBatch] = []
+        self._since = time.monotonic()
 
     def _check(self) -> None:
-        _check_columns(self.schema.names, self.model)
+        names, leaves = self.schema.names, self._file.schema
+        _check_columns(names, self.model)
+        for place, name in enumerate(names):
+            if name in names[:place]:
+                raise RequestError(
+                    "wrong_header", f"the file has the column {shown(name)} twice", field=name
+                )
+            if (
+                pa.types.is_nested(self.schema.field(name).type)
+                or leaves.column(place).path != name
+            ):
+                raise RequestError(
+                    "wrong_type",
+                    f"column {name} holds {self.schema.field(name).type}, expected one value a row:"
+                    " leave it out, or write it as text",
+                    field=name,
+                )
         for each in self.model.inputs:
             if each.name not in self.schema.names:
                 continue
@@ -668,17 +706,45 @@ class _ParquetTable(Table):
                     field=each.name,
                 )
         metadata = self._file.metadata
-        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        if size > self.max_bytes:
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        if sum(group.total_byte_size for group in groups) > self.max_bytes:
             raise too_large(self.max_bytes)
-        each_row = max(1, size // max(1, metadata.num_rows))
-        self._batch = max(1, min(BLOCK_ROWS, BATCH_BYTES // each_row))
+        each_row = 0
+        for place, name in enumerate(names):
+            leaf = leaves.column(place)
+            chunks = [group.column(place) for group in groups]
+            if leaf.length > MAX_ROW_BYTES:
+                raise RequestError(
+                    "too_long",
+                    f"column {name} holds {leaf.length} bytes a row, at most"
+                    f" {MAX_ROW_BYTES >> 20} MB are read",
+                    field=name,
+                )
+            if any("DELTA_BYTE_ARRAY" in chunk.encodings for chunk in chunks):
+                raise RequestError(
+                    "wrong_parquet",
+                    f"column {name} is encoded as DELTA_BYTE_ARRAY, which is not read here:"
+                    " write it with another encoding (a dictionary, or PLAIN)",
+                    field=name,
+                )
+            # A number as it is held, a text with its place and its share of the values.
+            each_row += leaf.length or 8
+            if _is_text(leaf):
+                each_row += max(
+                    (
+                        chunk.total_uncompressed_size // max(1, group.num_rows)
+                        for chunk, group in zip(chunks, groups, strict=True)
+                    ),
+                    default=0,
+                )
+        self._batch = max(1, min(BLOCK_ROWS, BATCH_BYTES // max(1, each_row)))
 
     def blocks(self) -> Iterator[Block]:
         first = size = 0
         try:
             for batch in self._file.iter_batches(batch_size=self._batch, use_threads=False):
-                size += batch.nbytes
+                batch, unpacked = _own_values(batch, first)
+                size += unpacked
                 if size > self.max_bytes:
                     raise BrokenFile("body_too_large", too_large(self.max_bytes).message)
                 yield _ParquetBlock(self, batch, first)
@@ -690,10 +756,28 @@ class _ParquetTable(Table):
 
     def emit(self, written: pa.RecordBatch) -> bytes:
         if written.num_rows:
-            self._writer.write_batch(written)
+            self._waiting.append(written)
+        if (
+            sum(batch.num_rows for batch in self._waiting) >= GROUP_ROWS
+            or sum(batch.nbytes for batch in self._waiting) >= GROUP_BYTES
+            or time.monotonic() - self._since > GROUP_SECONDS
+        ):
+            self._write_group()
         return self._drain()
 
+    def _write_group(self) -> None:
+        if self._waiting:
+            # With one dictionary a column: with several, all but the first would be written out.
+            group = pa.Table.from_batches(self._waiting).unify_dictionaries().combine_chunks()
+            self._writer.write_table(group, row_group_size=group.num_rows)
+        self._waiting = []
+        self._since = time.monotonic()
+
     def end(self) -> bytes:
+        self._write_group()
+        # By this Arrow's readers know the types that the file came with.
+        schema = _with_added(self.schema).serialize().to_pybytes()
+        self._writer.add_key_value_metadata({"ARROW:schema": base64.b64encode(schema).decode()})
         self._writer.close()
         return self._drain()
 
@@ -705,6 +789,58 @@ class _ParquetTable(Table):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _is_text(leaf: pq.ColumnSchema) -> bool:
+    return leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type != "DECIMAL"
+
+
+def _with_added(schema: pa.Schema) -> pa.Schema:
+    added = [
+        pa.field(ADDED_LAST[0], pa.float64()),
+        pa.field(ADDED_LAST[1], pa.string()),
+        pa.field(ADDED_LAST[2], pa.int32()),
+    ]
+    own = [each.remove_metadata() for each in schema]
+    return pa.schema([pa.field(ADDED_FIRST, pa.int64()), *own, *added])
+
+
+def _own_values(batch: pa.RecordBatch, first: int) -> tuple[pa.RecordBatch, int]:
+    """Return rows that hold no values but their own, and how many bytes they are once unpacked.
+
+    A dictionary may be that of a whole row group. Raises BrokenFile for a row that is too long.
+    """
+    lengths = np.zeros(batch.num_rows, np.int64)
+    size = 0
+    found = []
+    for column in batch.columns:
+        if not pa.types.is_dictionary(column.type):
+            size += column.nbytes
+            found.append(column)
+            continue
+        indices, values = column.indices, column.dictionary
+        if len(values) > len(indices):
+            used = pc.unique(indices.drop_null())
+            indices = pc.index_in(indices, used)
+        else:
+            used = None
+        each = pc.binary_length(values).to_numpy(zero_copy_only=False)
+        if used is not None:
+            each = each[used.to_numpy()]
+        lengths += pc.fill_null(pa.array(each).take(indices), 0).to_numpy(zero_copy_only=False)
+        found.append((indices, values, used))
+    if len(lengths) and lengths.max() > MAX_ROW_BYTES:
+        place = int((lengths > MAX_ROW_BYTES).argmax())
+        raise BrokenFile("too_long", f"row {first + place + 1} is over {MAX_ROW_BYTES >> 20} MB")
+    arrays = [
+        pa.DictionaryArray.from_arrays(
+            each[0], each[1] if each[2] is None else each[1].take(each[2])
+        )
+        if isinstance(each, tuple)
+        else each
+        for each in found
+    ]
+    return pa.record_batch(arrays, schema=batch.schema), size + int(lengths.sum())
 
 
 def too_large(max_bytes: int) -> RequestError:
