@@ -30,7 +30,9 @@ COLUMNS = (
 """Columns of `serving.predictions` that a line holds, separated by tabs."""
 TICK_SECONDS = 0.2  # between two flushes, and between two looks at what there is to ship
 SHIP_BYTES = 8 * 1024 * 1024  # of one transaction, about 25,000 rows
-RESTS = 2.0  # times as long as a shipment took; Postgres works for it as hard as a worker
+RESTS = 6.0
+"""Times as long as a shipment took, while requests come in: Postgres works as hard for a row as the
+worker that answered it. Less, the fuller the spool is; none from half of it on."""
 MAX_WAITING_SEGMENTS = 20
 SEGMENT_BYTES = 4 * 1024 * 1024
 FEW_ROWS_BYTES = 4096
@@ -58,7 +60,7 @@ class PredictionLog:
         self._lock = threading.Lock()
         self._segment: tuple[int, Path] | None = None
         self._rows = self._bytes = self._flushed_bytes = 0
-        self._spooled_bytes = self._waiting_segments = self._appended = 0
+        self._spooled_bytes = self._waiting_segments = 0
         self._unwritable_until = 0.0
         self._refused: dict[Path, tuple[int, int]] = {}  # size and rows of files of refused rows
         self._folder = os.open(self.folder, os.O_RDONLY)
@@ -102,7 +104,6 @@ class PredictionLog:
                 raise LogUnavailable(f"the spool cannot be written: {fault}") from fault
             self._bytes += len(lines)
             self._rows += rows
-            self._appended += rows
 
     def _undo_half_line(self) -> None:
         """Cut the segment after its last whole line, or leave it to the shipper, which does so."""
@@ -249,17 +250,20 @@ class PredictionLog:
         flush(self._folder)  # a name, too, is on the disk only then
 
     def _measure(self) -> None:
+        """Look at the spool; so requests are let in again while the rest of it is shipped."""
         size = waiting = 0
+        written = 0.0
         with self._lock:
             own = self._segment[1] if self._segment else None
         for path in self.folder.iterdir():
-            try:
-                if path.is_file() and path != own:
-                    size += path.stat().st_size
-                    waiting += path.suffix == ".ready"
-            except FileNotFoundError:
+            if path.suffix not in (".open", ".ready"):
                 continue
-        self._spooled_bytes, self._waiting_segments = size, waiting
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                written = max(written, found.st_mtime)
+                waiting += path.suffix == ".ready"
+                size += found.st_size if path != own else 0
+        self._spooled_bytes, self._waiting_segments, self._written = size, waiting, written
 
     def _lead(self) -> bool:
         if not self._leads:
@@ -277,7 +281,6 @@ class PredictionLog:
                 size += path.stat().st_size
                 if size >= SHIP_BYTES:
                     self._ship_with_rests(batch)
-                    self._measure()  # requests are let in again while the rest is shipped
                     batch, size = [], 0
             if batch:
                 self._ship_with_rests(batch)
@@ -295,10 +298,13 @@ class PredictionLog:
 
     def _ship_with_rests(self, paths: list[Path]) -> None:
         """Ship, and leave the machine to the requests for a while, if any came meanwhile."""
-        appended, began = self._appended, time.monotonic()
+        began = time.time()
         self._ship_segments(paths)
-        if self._appended != appended:
-            self._stop.wait(RESTS * (time.monotonic() - began))
+        took = time.time() - began
+        self._measure()
+        if self._written > began:
+            rests = RESTS * max(0.0, 1 - 2 * self._spooled_bytes / self.max_bytes)
+            self._stop.wait(rests * took)
 
     def _closed(self) -> Iterator[Path]:
         """Yield the segments that nobody writes any more, dead workers' ones among them."""
@@ -445,8 +451,9 @@ def _as_rows(line: bytes) -> list[bytes]:
         return [line]
     try:
         entry = orjson.loads(line)
-        facts = [entry[name] for name in ("request_id", "made_at", "period", "purpose", "version")]
-        return format_lines(*facts, entry["rows"]).splitlines(keepends=True)
+        facts = {name: entry[name] for name in ("request_id", "made_at", "period", "purpose")}
+        lines = format_lines(**facts, version=entry["version"], rows=entry["rows"])
+        return lines.splitlines(keepends=True)
     except (ValueError, KeyError, TypeError):
         return [line]  # Postgres refuses it, and it is kept aside
 
