@@ -1,18 +1,24 @@
 """The predict API: answers questions to one ONNX model, and logs each answer before it is sent.
 
 Self-contained: it is copied into every payload, runs from there under gunicorn (gunicorn.conf.py)
-on flask, numpy, onnxruntime, orjson and psycopg2 alone, and knows the model only through
-`model.json` and `model.onnx` beside it. It never unpickles, never trains, and never writes into its
-payload.
+on flask, numpy, onnxruntime, orjson, prometheus_client, psycopg2 and pyarrow alone, and knows the
+model only through `model.json` and `model.onnx` beside it. It never unpickles, never trains, and
+never writes into its payload.
 
 - A `Model` is loaded and tried before it answers anybody; `Service` swaps one reference.
 - A `PredictionLog` appends every answer to a spool on disk before it is sent, and ships the spool
   to Postgres. What cannot be logged is refused with 503: the monitor misses no answer.
 - Every fault of a caller is a 4xx whose JSON names the field and the row.
 
-Environment: MLOPS_PREDICT_DB_PASSWORD with MLOPS_POSTGRES_{HOST,PORT,SSLMODE}, or
-PREDICT_LOG_DSN, name the log's database (neither: answers are not logged, and /health says so);
-MLOPS_STATE_DIR holds the spool; MLOPS_SPOOL_MAX_MB bounds it.
+Environment, read when a worker starts:
+
+- MLOPS_PREDICT_DB_PASSWORD with MLOPS_POSTGRES_{HOST,PORT,SSLMODE}, or PREDICT_LOG_DSN, name the
+  log's database; neither: answers are not logged, and /health says so.
+- MLOPS_STATE_DIR holds the spool, bounded by MLOPS_SPOOL_MAX_MB, files while they are scored, and
+  the counters of /metrics.
+- MLOPS_PREDICT_{API_KEY,RATE_LIMIT,RATE_BURST,MAX_RECORDS,MAX_BODY_MB,BATCH_MAX_MB,BODY_TIMEOUT_S}
+  are the limits (predictor/limits.py); MLOPS_PREDICT_ACCESS_LOG says which requests get a line.
+- gunicorn.conf.py reads MLOPS_HOST and MLOPS_PREDICT_{PORT,WORKERS}.
 """
 
 from __future__ import annotations
