@@ -81,6 +81,9 @@ _HEADERS: dict[str, Json] = {
     },
 }
 
+_FACTS: Json = {"request_id": {"type": "string"}, "version": {"type": "string"}}
+"""Of every answer about records."""
+
 
 def describe(card: Json, limits: Limits) -> Json:
     """Return the OpenAPI document of the API while `card` (model.json) answers."""
@@ -292,216 +295,250 @@ def _refusals() -> Json:
 def _paths(card: Json, limits: Limits) -> Json:
     guarded = [*([401] if limits.api_key else []), *([429] if limits.rate else [])]
     asked = [400, 408, 413, 415, 422, 500, *guarded]
-    headers = [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS]
+    told = [500, *guarded]
+    return {
+        "/predict": _predict(card, limits, [*asked, 503]),
+        "/predict/batch": _batch(limits, [*{*asked, 429, 503}]),
+        "/explain": _explain(card, asked),
+        "/model": _model(told),
+        "/openapi.json": _openapi(told),
+        "/docs": _docs(told),
+        "/health": _health(),
+        "/ready": _ready(),
+        "/metrics": _metrics(),
+    }
+
+
+def _predict(card: Json, limits: Limits, refusals: list[int]) -> Json:
     record = {"$ref": "#/components/schemas/Record"}
-    reference = card["reference"]
-    facts = {"request_id": {"type": "string"}, "version": {"type": "string"}}
-    decisions = _prediction(card)["properties"]["decision"]
-    warnings = {"type": "array", "items": {"$ref": "#/components/schemas/Warning"}}
-    value = {"type": ["number", "string", "null"]}
+    decisions = _prediction(card)["properties"]["decision"]["enum"]
     example = {
         "request_id": "5f37fcff25004e988d1288918a0cac3a",
         "version": str(card["version"]),
     }
-
-    def post(
-        name: str, tag: str, summary: str, text: str, body: Json, answer: Json, refusals: list[int]
-    ) -> Json:
-        operation = _operation(name, tag, summary, text, answer, refusals)
-        return {"post": operation | {"parameters": headers, "requestBody": body}}
-
-    def get(
-        name: str, tag: str, summary: str, text: str, answer: Json, others: Json | None = None
-    ) -> Json:
-        refusals = [500] if tag == "Operate" else [500, *guarded]
-        operation = _operation(name, tag, summary, text, answer, refusals)
-        operation["responses"] |= others or {}
-        return {"get": operation | ({"security": []} if tag == "Operate" else {})}
-
-    return {
-        "/predict": post(
-            "predict",
-            "Predict",
-            "Score records",
-            f"One record, or a list of 1 to {limits.max_records:,}; JSON of at most"
-            f" {limits.max_body_bytes >> 20} MB. Each answer is logged before it is sent.",
-            _json_body(
-                {
-                    "oneOf": [
-                        record,
-                        {
-                            "type": "array",
-                            "items": record,
-                            "minItems": 1,
-                            "maxItems": limits.max_records,
-                        },
-                    ]
-                },
-                {"one": {"value": reference}, "list": {"value": [reference]}},
-            ),
-            _json_answer(
-                _object(
-                    facts
-                    | {
-                        "predictions": {
-                            "type": "array",
-                            "minItems": 1,
-                            "items": {"$ref": "#/components/schemas/Prediction"},
-                        }
-                    }
-                ),
-                "A prediction a record, in their order.",
-                example
-                | {
-                    "predictions": [
-                        {
-                            "probability": 0.12,
-                            "decision": decisions["enum"][card["threshold"] <= 0.12],
-                            "warnings": [],
-                        }
-                    ]
-                },
-            ),
-            [*asked, 503],
-        ),
-        "/predict/batch": post(
-            "predictBatch",
-            "Predict",
-            "Score a file",
-            "CSV or NDJSON, also packed (`Content-Encoding: gzip`), or Parquet, of at most"
-            f" {limits.batch_max_bytes >> 20} MB unpacked. `Accept` naming the type of the file"
-            " gives the predictions alone. Bad rows are told with their lines, the others scored.",
+    return _post(
+        "predict",
+        "Score records",
+        f"One record, or a list of 1 to {limits.max_records:,}; JSON of at most"
+        f" {limits.max_body_bytes >> 20} MB. Each answer is logged before it is sent.",
+        _json_body(
             {
-                "required": True,
-                "content": {
-                    media: {"schema": {"type": "string", "format": "binary", "description": words}}
-                    for media, words in _FILES.items()
-                },
-            },
-            {
-                "description": "Three parts: `predictions` (as what came, each row with `row`,"
-                " `probability`, `decision` and the number of its `warnings`), `rejected` (NDJSON:"
-                " `line`, `field`, `code`, `message`), and `summary` (JSON), which comes last:"
-                " without it the answer broke off.",
-                "content": {
-                    media: {"schema": {"type": "string", "format": "binary"}}
-                    for media in ("multipart/mixed", *_FILES)
-                },
-            },
-            [*{*asked, 429, 503}],
-        ),
-        "/explain": post(
-            "explain",
-            "Predict",
-            "Explain a score",
-            "What each field of one record adds to its score, against the reference record: exact"
-            " Shapley contributions, the largest first. It is logged nowhere.",
-            _json_body(record, {"one": {"value": reference}}),
-            _json_answer(
-                _object(
-                    facts
-                    | {
-                        "probability": {"type": "number", "minimum": 0, "maximum": 1},
-                        "reference_probability": {"type": "number", "minimum": 0, "maximum": 1},
-                        "decision": decisions,
-                        "contributions": {
-                            "type": "array",
-                            "items": _object(
-                                {
-                                    "field": {"type": "string"},
-                                    "value": value,
-                                    "reference": value,
-                                    "contribution": {"type": "number"},
-                                }
-                            ),
-                        },
-                        "warnings": warnings,
-                    }
-                ),
-                "Contributions, which sum to `probability - reference_probability`.",
-            ),
-            asked,
-        ),
-        "/model": get(
-            "model",
-            "Model",
-            "The model",
-            "`model.json`: fields, ranges, values, threshold, metrics, window, run.",
-            _json_answer(
-                {
-                    "type": "object",
-                    "required": ["model", "version", "threshold", "target", "inputs", "reference"],
-                },
-                "The model that answers.",
-            ),
-        ),
-        "/openapi.json": get(
-            "openapi",
-            "Model",
-            "This description",
-            "OpenAPI 3.1, made from the model that answers.",
-            _json_answer({"type": "object", "required": ["openapi", "paths"]}, "OpenAPI 3.1."),
-        ),
-        "/docs": get(
-            "docs",
-            "Model",
-            "This description, for people",
-            "One page that needs nothing from elsewhere.",
-            {
-                "description": "A page.",
-                "content": {"text/html": {"schema": {"type": "string"}}},
-            },
-        ),
-        "/health": get(
-            "health",
-            "Operate",
-            "Is it alive?",
-            "`degraded` with the reason if a new version could not be loaded; the old one answers.",
-            _json_answer(
-                _object(
+                "oneOf": [
+                    record,
                     {
-                        "status": {"enum": ["ok", "degraded"]},
-                        "version": {"type": "string"},
-                        "pid": {"type": "integer"},
-                        "workers": {"type": "integer"},
-                        "load_error": {"type": ["string", "null"]},
-                        "log": {
-                            "type": "object",
-                            "required": ["enabled", "pending"],
-                            "properties": {
-                                "enabled": {"type": "boolean"},
-                                "pending": {"type": "integer", "description": "Rows on their way."},
-                                "rejected": {"type": "integer"},
-                                "error": {"type": ["string", "null"]},
-                            },
-                        },
+                        "type": "array",
+                        "items": record,
+                        "minItems": 1,
+                        "maxItems": limits.max_records,
+                    },
+                ]
+            },
+            {"one": {"value": card["reference"]}, "list": {"value": [card["reference"]]}},
+        ),
+        _json_answer(
+            _object(
+                _FACTS
+                | {
+                    "predictions": {
+                        "type": "array",
+                        "minItems": 1,
+                        "items": {"$ref": "#/components/schemas/Prediction"},
                     }
-                ),
-                "The worker that answers is alive.",
+                }
             ),
-        ),
-        "/ready": get(
-            "ready",
-            "Operate",
-            "Is it fit for traffic?",
-            "Model loaded, and the log takes answers.",
-            _json_answer(_ready(), "Send requests."),
-            {"503": _json_answer(_ready(), "Send none: `reason` says why.")},
-        ),
-        "/metrics": get(
-            "metrics",
-            "Operate",
-            "Metrics",
-            "For Prometheus, of all workers.",
-            {
-                "description": "Text format of Prometheus.",
-                "content": {"text/plain": {"schema": {"type": "string"}}},
+            "A prediction a record, in their order.",
+            example
+            | {
+                "predictions": [
+                    {
+                        "probability": 0.12,
+                        "decision": decisions[card["threshold"] <= 0.12],
+                        "warnings": [],
+                    }
+                ]
             },
         ),
-    }
+        refusals,
+    )
+
+
+def _batch(limits: Limits, refusals: list[int]) -> Json:
+    return _post(
+        "predictBatch",
+        "Score a file",
+        "CSV or NDJSON, also packed (`Content-Encoding: gzip`), or Parquet, of at most"
+        f" {limits.batch_max_bytes >> 20} MB unpacked. `Accept` naming the type of the file"
+        " gives the predictions alone. Bad rows are told with their lines, the others scored.",
+        {
+            "required": True,
+            "content": {
+                media: {"schema": {"type": "string", "format": "binary", "description": words}}
+                for media, words in _FILES.items()
+            },
+        },
+        {
+            "description": "Three parts: `predictions` (as what came, each row with `row`,"
+            " `probability`, `decision` and the number of its `warnings`), `rejected` (NDJSON:"
+            " `line`, `field`, `code`, `message`), and `summary` (JSON), which comes last:"
+            " without it the answer broke off.",
+            "content": {
+                media: {"schema": {"type": "string", "format": "binary"}}
+                for media in ("multipart/mixed", *_FILES)
+            },
+        },
+        refusals,
+    )
+
+
+def _explain(card: Json, refusals: list[int]) -> Json:
+    record = {"$ref": "#/components/schemas/Record"}
+    value = {"type": ["number", "string", "null"]}
+    return _post(
+        "explain",
+        "Explain a score",
+        "What each field of one record adds to its score, against the reference record: exact"
+        " Shapley contributions, the largest first. It is logged nowhere.",
+        _json_body(record, {"one": {"value": card["reference"]}}),
+        _json_answer(
+            _object(
+                _FACTS
+                | {
+                    "probability": {"type": "number", "minimum": 0, "maximum": 1},
+                    "reference_probability": {"type": "number", "minimum": 0, "maximum": 1},
+                    "decision": _prediction(card)["properties"]["decision"],
+                    "contributions": {
+                        "type": "array",
+                        "items": _object(
+                            {
+                                "field": {"type": "string"},
+                                "value": value,
+                                "reference": value,
+                                "contribution": {"type": "number"},
+                            }
+                        ),
+                    },
+                    "warnings": _prediction(card)["properties"]["warnings"],
+                }
+            ),
+            "Contributions, which sum to `probability - reference_probability`.",
+        ),
+        refusals,
+    )
+
+
+def _model(refusals: list[int]) -> Json:
+    return _get(
+        "model",
+        "The model",
+        "`model.json`: fields, ranges, values, threshold, metrics, window, run.",
+        _json_answer(
+            {
+                "type": "object",
+                "required": ["model", "version", "threshold", "target", "inputs", "reference"],
+            },
+            "The model that answers.",
+        ),
+        refusals,
+    )
+
+
+def _openapi(refusals: list[int]) -> Json:
+    return _get(
+        "openapi",
+        "This description",
+        "OpenAPI 3.1, made from the model that answers.",
+        _json_answer({"type": "object", "required": ["openapi", "paths"]}, "OpenAPI 3.1."),
+        refusals,
+    )
+
+
+def _docs(refusals: list[int]) -> Json:
+    return _get(
+        "docs",
+        "This description, for people",
+        "One page that needs nothing from elsewhere.",
+        {
+            "description": "A page.",
+            "content": {"text/html": {"schema": {"type": "string"}}},
+        },
+        refusals,
+    )
+
+
+def _health() -> Json:
+    return _operate(
+        "health",
+        "Is it alive?",
+        "`degraded` with the reason if a new version could not be loaded; the old one answers.",
+        _json_answer(
+            _object(
+                {
+                    "status": {"enum": ["ok", "degraded"]},
+                    "version": {"type": "string"},
+                    "pid": {"type": "integer"},
+                    "workers": {"type": "integer"},
+                    "load_error": {"type": ["string", "null"]},
+                    "log": {
+                        "type": "object",
+                        "required": ["enabled", "pending"],
+                        "properties": {
+                            "enabled": {"type": "boolean"},
+                            "pending": {"type": "integer", "description": "Rows on their way."},
+                            "rejected": {"type": "integer"},
+                            "error": {"type": ["string", "null"]},
+                        },
+                    },
+                }
+            ),
+            "The worker that answers is alive.",
+        ),
+    )
 
 
 def _ready() -> Json:
+    return _operate(
+        "ready",
+        "Is it fit for traffic?",
+        "Model loaded, and the log takes answers.",
+        _json_answer(_readiness(), "Send requests."),
+        {"503": _json_answer(_readiness(), "Send none: `reason` says why.")},
+    )
+
+
+def _metrics() -> Json:
+    return _operate(
+        "metrics",
+        "Metrics",
+        "For Prometheus, of all workers.",
+        {
+            "description": "Text format of Prometheus.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+    )
+
+
+def _post(
+    name: str, summary: str, text: str, body: Json, answer: Json, refusals: list[int]
+) -> Json:
+    """Return the path of a question to the model."""
+    headers = [{"$ref": f"#/components/parameters/{each}"} for each in _HEADERS]
+    operation = _operation(name, "Predict", summary, text, answer, refusals)
+    return {"post": operation | {"parameters": headers, "requestBody": body}}
+
+
+def _get(name: str, summary: str, text: str, answer: Json, refusals: list[int]) -> Json:
+    """Return the path of something to know about the model."""
+    return {"get": _operation(name, "Model", summary, text, answer, refusals)}
+
+
+def _operate(name: str, summary: str, text: str, answer: Json, others: Json | None = None) -> Json:
+    """Return the path of what is asked by machines that watch, without a key."""
+    operation = _operation(name, "Operate", summary, text, answer, [500])
+    operation["responses"] |= others or {}
+    return {"get": operation | {"security": []}}
+
+
+def _readiness() -> Json:
     return {
         "type": "object",
         "required": ["ready", "version"],
