@@ -141,7 +141,7 @@ def _sklearn_environment(run: Run, port: int) -> dict[str, str]:
         "BENTOML_DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
-        "OMP_NUM_THREADS": "1",  # two workers on two cores: measured to be their best
+        "OMP_NUM_THREADS": "1",  # two workers fill two cores
     }
 
 
