@@ -134,9 +134,7 @@ def _parts(block: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, pd.DataFrame]
     added = block.iloc[:, -3:]
     if [str(name).partition(".")[0] for name in added.columns] != names:
         raise ValueError(f"{path.name}: the last columns are not {', '.join(names)}")
-    own = block.iloc[:, :-3]
-    taken = [f"{name} (in the file)" if name in names else str(name) for name in own.columns]
-    return own.set_axis(taken, axis=1), added.set_axis(names, axis=1)
+    return block.iloc[:, :-3], added.set_axis(names, axis=1)
 
 
 def _blocks(path: Path) -> Iterator[pd.DataFrame]:
