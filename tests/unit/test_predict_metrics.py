@@ -178,8 +178,9 @@ def test_inputs_are_counted_by_field_and_kind(workers: Workers) -> None:
         ({"age": 999, "job": None}, [{"field": "age", "value": 999}]),
         ({"age": None, "job": "clerk"}, []),
     ]
+    kinds = {"age": "out_of_range", "job": "unseen"}
     found = samples(
-        workers.run(f"metrics.count_inputs({read})\nprint(metrics.exposition().decode())")
+        workers.run(f"metrics.count_inputs({kinds}, {read})\nprint(metrics.exposition().decode())")
     )
     assert found == {
         'predict_input_unusual_total{field="age",kind="missing"}': 2,

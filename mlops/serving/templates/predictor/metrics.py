@@ -127,13 +127,19 @@ def count_unusual(field: str, kind: str, n: int = 1) -> None:
     count(n)
 
 
-def count_inputs(read: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]) -> None:
-    """Count what is unusual or missing in records and warnings, as `Model.read` gives them."""
+def count_inputs(
+    kinds: Mapping[str, str],
+    read: Sequence[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]],
+) -> None:
+    """Count what is unusual or missing in records and warnings, as `Model.read` gives them.
+
+    `kinds` says of each field what its unusual values are called.
+    """
     found: dict[tuple[str, str], int] = {}
     for record, warnings in read:
         for each in warnings:
-            kind = "unseen" if isinstance(each["value"], str) else "out_of_range"
-            found[each["field"], kind] = found.get((each["field"], kind), 0) + 1
+            of = each["field"], kinds[each["field"]]
+            found[of] = found.get(of, 0) + 1
         if None in record.values():
             for field, value in record.items():
                 if value is None:

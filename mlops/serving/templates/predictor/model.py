@@ -29,6 +29,7 @@ class Input:
         self.required: bool = spec.get("required", True)
         self.integer: bool = spec.get("integer", False)
         self.warns: bool = spec.get("warn", True)
+        self.unusual_kind = "out_of_range" if self.is_number else "unseen"
         self.low, self.high = spec.get("min"), spec.get("max")
         self.values = frozenset(spec.get("values", ()))
         # Texts that mean missing; for a number also the numbers that they write ("-1" and -1).
@@ -122,6 +123,7 @@ class Model:
             markers = self.card.get("missing", [])  # in any field; a field's own stand with it
             self.inputs = [Input(spec, markers) for spec in self.card["inputs"]]
             self.names = frozenset(each.name for each in self.inputs)
+            self.unusual_kinds = {each.name: each.unusual_kind for each in self.inputs}
             self.code = code_digest(folder)
             ort.disable_telemetry_events()
             options = ort.SessionOptions()

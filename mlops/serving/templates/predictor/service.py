@@ -220,7 +220,7 @@ class Service:
                     "log_unavailable", f"not answered: {fault}", status=503, retry_after=10
                 ) from fault
         note_scored(environ, model.version, len(read))
-        metrics.count_inputs(read)
+        metrics.count_inputs(model.unusual_kinds, read)
         return {
             "request_id": request_id,
             "version": model.version,
