@@ -209,6 +209,22 @@ def test_an_upload_that_breaks_off_scores_nothing(
     assert not list((database.state_dir / "batches").iterdir())
 
 
+@pytest.mark.parametrize("kind", ["application/json", "text/csv; charset=latin-1"])
+def test_a_refused_upload_that_does_not_come_is_answered_soon(
+    lone_api: PredictServer, kind: str
+) -> None:
+    head = (
+        f"POST /predict/batch HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        "Content-Length: 99999999\r\n\r\nage"
+    )
+    address = (lone_api.settings.host, lone_api.settings.predict_port)
+    with socket.create_connection(address, timeout=8) as client:
+        client.sendall(head.encode())
+        assert b"HTTP/1.1 415 " in client.recv(4096)
+    response = send(lone_api, b"a" * (6 << 20), "application/json")
+    assert refused(response) == (415, "wrong_content_type")
+
+
 @pytest.fixture
 def small_limits(database: Settings) -> Iterator[PredictServer]:
     make_payload(database.payloads_dir, "1")
@@ -354,6 +370,24 @@ def test_a_file_waits_for_room_in_the_log_and_says_so_if_there_is_none(
                 client.score_file(source, tmp_path / "out.csv", tmp_path / "bad.ndjson")
             assert client.predict(server.reference())["predictions"]
         assert [path.name for path in tmp_path.iterdir() if path.suffix == ".csv"] == ["in.csv"]
+    finally:
+        server.stop()
+
+
+def test_a_file_leaves_the_disk_to_the_log(database: Settings) -> None:
+    make_payload(database.payloads_dir, "1")
+    switch_current(database.payloads_dir, "1")
+    alone = database.model_copy(update={"predict_workers": 1})
+    # More than any disk has: so it is for want of room that a file is refused.
+    server = PredictServer(alone, extra={"MLOPS_SPOOL_MAX_MB": f"{1 << 40}"})
+    try:
+        server.start()
+        response = send(server, written([server.reference()] * 9, CSV), CSV)
+        assert refused(response) == (503, "no_room")
+        assert "MLOPS_SPOOL_MAX_MB" in response.json()["error"]["message"]
+        assert int(response.headers["Retry-After"]) > 0
+        assert server.post(server.reference()).status_code == 200
+        assert not list((database.state_dir / "batches").iterdir())
     finally:
         server.stop()
 

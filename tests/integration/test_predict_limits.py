@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PredictServer]:
 def ask(server: PredictServer, path: str = "/model", key: str | None = KEY) -> requests.Response:
     headers = {"Authorization": f"Bearer {key}".encode()} if key is not None else {}
     return requests.get(server.url + path, headers=headers, timeout=10)
+
+
+def test_a_stranger_who_sends_nothing_holds_no_thread(server: PredictServer) -> None:
+    address = (server.settings.host, server.settings.predict_port)
+    head = b"POST /predict/batch HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\n"
+    with socket.create_connection(address, timeout=8) as client:
+        client.sendall(head)
+        assert re.match(rb"HTTP/1.1 (401|429) ", client.recv(4096))
 
 
 def test_the_stacks_own_client_has_the_key_and_waits_for_versions(server: PredictServer) -> None:

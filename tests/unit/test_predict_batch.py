@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -590,6 +591,25 @@ def test_waits_for_room_in_the_log_and_gives_up_at_last(
     log.room = lambda: False
     with pytest.raises(LogUnavailable):
         batching.append_patiently(log, lines)  # type: ignore[arg-type]
+
+
+def test_keeps_room_on_the_disk_for_what_the_spool_may_still_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 100
+    monkeypatch.setattr(
+        batching.shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, used=0, free=free)
+    )
+    log: Any = SimpleNamespace(left=lambda: 60)
+    batching.keep_room(tmp_path, 40, log)
+    batching.keep_room(tmp_path, 100, None)
+    with pytest.raises(RequestError, match="MLOPS_SPOOL_MAX_MB") as refused:
+        batching.keep_room(tmp_path, 41, log)
+    assert (refused.value.code, refused.value.status) == ("no_room", 503)
+    assert refused.value.retry_after
+    free = 59  # while it is written
+    with pytest.raises(RequestError):
+        batching.keep_room(tmp_path, 0, log)
 
 
 def test_logs_in_pieces_that_fit_a_small_spool(model: Model) -> None:

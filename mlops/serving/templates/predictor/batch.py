@@ -17,12 +17,14 @@ room for single requests.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -44,6 +46,7 @@ LOG_PIECE_BYTES = 256 * 1024
 LOG_SHARE = 0.75
 """Of the spool; what a batch leaves is for single requests, which cannot wait."""
 MAX_REJECTED_BYTES = 256 * 1024 * 1024
+RETRY_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -150,9 +153,7 @@ class Batch:
             if column.unusual.any():
                 found = column.unusual[places]
                 warnings += found
-                unusual[each.name, "out_of_range" if each.is_number else "unseen"] = int(
-                    found.sum()
-                )
+                unusual[each.name, each.unusual_kind] = int(found.sum())
             if column.missing.any():
                 unusual[each.name, "missing"] = int(column.missing[places].sum())
         probabilities = pa.array(score(self.model, columns, codes))
@@ -276,6 +277,24 @@ def append_patiently(log: PredictionLog, lines: pa.Array) -> None:
                 if time.monotonic() > until:
                     raise
                 time.sleep(LOG_POLL_SECONDS)
+
+
+def keep_room(folder: Path, coming: int, log: PredictionLog | None) -> None:
+    """Raise RequestError unless `coming` bytes in `folder` leave the disk to the log.
+
+    The log needs what its spool may still take: a file that took it would have single requests
+    refused.
+    """
+    free = shutil.disk_usage(folder).free
+    kept = log.left() if log is not None else 0
+    if free < coming + kept:
+        raise RequestError(
+            "no_room",
+            f"the disk has {free / 2**20:.0f} MB left, of which {kept / 2**20:.0f} MB are kept for"
+            " the log of predictions (MLOPS_SPOOL_MAX_MB)",
+            status=503,
+            retry_after=RETRY_SECONDS,
+        )
 
 
 class Slots:

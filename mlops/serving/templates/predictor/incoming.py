@@ -6,7 +6,9 @@ It reads the WSGI environment, so that the way past Flask (`quick`) and Flask's 
 from __future__ import annotations
 
 import re
+import socket
 import time
+from contextlib import suppress
 from datetime import date, datetime, timezone
 from typing import Any
 
@@ -17,7 +19,9 @@ from predictor.errors import RequestError, shown
 from predictor.limits import Limits
 from predictor.observer import Environment
 
-DRAIN_BYTES = 64 * 1024 * 1024  # read, so that the caller sees the 413 and not a broken pipe
+# Of what is refused so much is read, for so long, that its sender sees the answer.
+DRAIN_BYTES = 8 * 1024 * 1024
+DRAIN_SECONDS = 2.0
 PURPOSES = ("live", "simulation", "test")
 
 _PERIOD = re.compile(r"([1-9][0-9]{3})-(0[1-9]|1[0-2])")
@@ -92,6 +96,35 @@ def read_json(environ: Environment, limits: Limits) -> Any:
         raise RequestError("wrong_json", f"the body is no JSON: {reason}", status=400) from fault
 
 
+def drain(environ: Environment) -> None:
+    """Read on for a moment what a refused caller sends, who else would see a broken pipe.
+
+    Who sends more, or more slowly, is answered all the same, and cut off then.
+    """
+    stream = environ["wsgi.input"]
+    length = environ.get("CONTENT_LENGTH")
+    left = DRAIN_BYTES if length is None else min(int(length), DRAIN_BYTES)
+    # gunicorn's; what is answered on the spot has none that could wait.
+    sock = environ.get("gunicorn.socket")
+    sock = sock if isinstance(sock, socket.socket) else None
+    patience = sock.gettimeout() if sock else None
+    until = time.monotonic() + DRAIN_SECONDS
+    try:
+        while left > 0 and (seconds := until - time.monotonic()) > 0:
+            if sock:
+                sock.settimeout(seconds)
+            chunk = stream.read(min(left, 65536))
+            if not chunk:
+                break
+            left -= len(chunk)
+    except Exception:
+        return  # a broken body: its sender is refused all the same
+    finally:
+        if sock:
+            with suppress(OSError):
+                sock.settimeout(patience)
+
+
 def _wide(body: bytes) -> str | None:
     """Return what a body is that begins as UTF-16, UTF-32 or a byte order mark, else None."""
     if body.startswith(b"\xef\xbb\xbf"):
@@ -123,7 +156,8 @@ def _read_body(environ: Environment, limits: Limits) -> bytes:
             size += len(chunk)
             if size <= limits.max_body_bytes:
                 chunks.append(chunk)
-            elif size > max(DRAIN_BYTES, limits.max_body_bytes):
+            else:
+                drain(environ)
                 break
             if time.monotonic() > until:
                 raise TimeoutError

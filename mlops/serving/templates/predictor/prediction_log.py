@@ -133,6 +133,11 @@ class PredictionLog:
             )
         return None
 
+    def left(self) -> int:
+        """Return how many bytes the spool may still take of the disk."""
+        with self._lock:
+            return max(0, self.max_bytes - self._spooled_bytes - self._bytes)
+
     def measured(self) -> dict[str, float]:
         """Return the spool's gauges, by their names in `metrics.MOMENTARY`."""
         return {

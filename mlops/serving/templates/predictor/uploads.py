@@ -13,9 +13,10 @@ import tempfile
 import time
 import uuid
 import zlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +24,9 @@ import orjson
 from flask import Response, request
 
 from predictor import observer, tables
-from predictor.batch import Batch, Request, Slots
-from predictor.errors import LogUnavailable, RequestError, shown
-from predictor.incoming import DRAIN_BYTES, note_scored, read_headers
+from predictor.batch import RETRY_SECONDS, Batch, Request, Slots, keep_room
+from predictor.errors import LogUnavailable, RequestError, internal_error, shown
+from predictor.incoming import drain, note_scored, read_headers
 from predictor.limits import Limits
 from predictor.model import Model
 from predictor.prediction_log import PredictionLog
@@ -35,7 +36,7 @@ BATCHES = 2
 """At once in a worker, of its four threads."""
 CHUNK_BYTES = 64 * 1024
 UNPACK_BYTES = 1024 * 1024
-RETRY_SECONDS = 10
+ROOM_BYTES = 8 * 1024 * 1024  # after so many it is seen again whether the disk has room
 LEFTOVER_SECONDS = 3600.0
 
 logger = logging.getLogger("predict")
@@ -51,16 +52,18 @@ def score_file(
 
     Files are kept below the folder `state` while they are scored, or in the temporary folder.
     """
-    request_id, period, purpose = read_headers(request.environ)
     with ExitStack() as stack:
         try:
+            request_id, period, purpose = read_headers(request.environ)
             content_type, packed = _read_types()
             _slots.take()
             stack.callback(_slots.give)
             limit = limits.batch_max_bytes
             folder = _folder(state)
             file = stack.enter_context(tempfile.NamedTemporaryFile(dir=folder, prefix=_PREFIX))
-            lines = _receive(file.file, content_type, packed, limit)
+            keep = partial(keep_room, Path(file.name).parent, log=log)
+            keep(request.content_length or 0)
+            lines = _receive(file.file, content_type, packed, limit, lambda: keep(0))
             table = tables.open_table(Path(file.name), content_type, model, limit)
             stack.callback(table.close)
             rejected = stack.enter_context(
@@ -68,7 +71,7 @@ def score_file(
             )
         except RequestError as fault:
             if fault.code not in ("too_slow", "unreadable_body"):
-                _drain()
+                drain(request.environ)
             raise
         except BrokenFile as fault:
             raise RequestError(fault.code, fault.message) from fault
@@ -149,7 +152,8 @@ class _Answer:
             code, message = "log_unavailable", f"not answered on: {fault} ({done})"
         else:
             logger.exception("a batch failed", exc_info=fault)
-            code, message = "internal", f"a fault of this server; its log has the details ({done})"
+            told = internal_error()
+            code, message = told.code, f"{told.message} ({done})"
         self._environment[observer.CODE] = code
         return {"error": {"code": code, "field": None, "row": None, "message": message}}
 
@@ -221,25 +225,21 @@ def _chunks() -> Iterator[bytes]:
         )
 
 
-def _drain() -> None:
-    """Read on for a while, so that the caller sees the answer and not a broken pipe."""
-    size = 0
-    with suppress(RequestError):
-        for chunk in _chunks():
-            size += len(chunk)
-            if size > DRAIN_BYTES:
-                break
-
-
-def _receive(file: IO[bytes], content_type: str, packed: bool, limit: int) -> int:
+def _receive(
+    file: IO[bytes], content_type: str, packed: bool, limit: int, keep: Callable[[], None]
+) -> int:
     """Write the body, unpacked, into `file`; return its number of lines, 0 of Parquet.
 
-    Raises RequestError if it breaks off, is over `limit` bytes, no gzip or no text in UTF-8.
+    `keep` is called now and then, and raises if the disk gets full. Raises RequestError if the body
+    breaks off, is over `limit` bytes, no gzip or no text in UTF-8.
     """
     text = None if content_type == PARQUET else _Text()
-    size = 0
+    size = seen = 0
     for chunk in _unpacked() if packed else _chunks():
         size += len(chunk)
+        if size - seen > ROOM_BYTES:
+            keep()
+            seen = size
         if size > limit:
             raise tables.too_large(limit)
         if text is not None:
