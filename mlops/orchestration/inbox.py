@@ -1,8 +1,8 @@
 """Starts Mage's pipeline `score` when a finished file lies in the inbox; it scores nothing itself.
 
 `server` starts it beside Mage, and again should it end. It looks at a folder every two seconds,
-which costs next to nothing; a schedule of Mage's would make a run a minute, file or no file, and the runs
-that did something could not be found among them.
+which costs next to nothing; a schedule of Mage's would make a run a minute, file or no file, and
+the runs that did something could not be found among them.
 """
 
 from __future__ import annotations
