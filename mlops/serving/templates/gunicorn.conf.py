@@ -77,8 +77,8 @@ worker_class = "predictor.worker.PredictWorker"
 threads = 4
 keepalive = 10
 timeout = 60
-# What has begun is finished, a file too (a million rows take some 10 s); idle connections are closed
-# long before (predictor.worker).
+# What has begun is finished, a file too (a million rows take some 10 s). Idle connections are
+# closed long before (predictor.worker).
 graceful_timeout = 30
 max_requests = 0
 preload_app = False

@@ -32,6 +32,7 @@ from typing import Any
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from predictor import protocol
+from predictor.limits import body_timeout
 from predictor.protocol import PatientUnreader
 
 SMALL_BYTES = 16 * 1024  # of a body that is read on the spot; some sixty records
@@ -40,7 +41,7 @@ COLLECTED_BYTES = 64 * 1024 * 1024
 STREAMS = 4  # requests whose bodies are read while they come
 HEADER_BYTES = 64 * 1024
 RECEIVE_BYTES = 64 * 1024
-RECEIVE_SECONDS = float(os.environ.get("MLOPS_PREDICT_BODY_TIMEOUT_S") or 30)
+RECEIVE_SECONDS = body_timeout(os.environ)
 """For the headers and a body of little size; and for any next piece that a thread waits for."""
 PART_SECONDS = 2.0  # a client has so long to read its last answer and close
 LINGER_SECONDS = 2.0  # a worker that leaves keeps idle connections open, for requests on their way
