@@ -37,7 +37,8 @@ _TYPES = {
     ".parquet": "application/vnd.apache.parquet",
 }
 _FILE_PATIENCE_S = 120.0  # a file waits so long for the prediction log, and some more
-_BUSY_TRIES = 60
+_BUSY_TRIES = 15  # some ten minutes; each sends the whole file
+_BUSY_SECONDS = 60.0  # between two of them at most
 _CHUNK_BYTES = 256 * 1024
 
 _BOUNDARY = re.compile(r"boundary=\"?([^\";]+)")
@@ -158,7 +159,8 @@ class PredictClient:
         them whole. Memory does not grow with the file.
 
         A connection that breaks off before the answer begins is tried again under the same id, and
-        so is a server that is busy with other files. Raises ValueError for a name of another
+        so is a server that is busy with other files, after ever longer pauses, for some ten
+        minutes. Raises ValueError for a name of another
         ending, ApiError for what the API refuses, at once or in the middle (nothing is written
         then), ApiUnavailable if it does not answer, breaks off or cannot log.
         """
@@ -194,13 +196,14 @@ class PredictClient:
         progress: Progress | None,
     ) -> dict[str, Any]:
         counted = headers["Content-Type"] != _TYPES[".parquet"]
-        for _ in range(_BUSY_TRIES):
+        for tries in range(_BUSY_TRIES):
             response = self._send_file(source, headers, progress)
-            if response.status_code != 429:
+            if response.status_code != 429 or tries == _BUSY_TRIES - 1:
                 break
             # Other files are being scored: its turn comes.
-            time.sleep(float(response.headers.get("Retry-After", "1")))
+            wait = float(response.headers.get("Retry-After", "1"))
             response.close()
+            time.sleep(max(wait, min(2.0**tries, _BUSY_SECONDS)))
         with response:
             if not response.ok:
                 self._answer(response, "/predict/batch")

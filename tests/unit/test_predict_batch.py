@@ -15,10 +15,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import requests
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import RandomForestClassifier
 
+from mlops.serving import client
 from mlops.serving.export import export_onnx
 from predictor import batch as batching
 from predictor import tables
@@ -610,6 +612,25 @@ def test_keeps_room_on_the_disk_for_what_the_spool_may_still_take(
     free = 59  # while it is written
     with pytest.raises(RequestError):
         batching.keep_room(tmp_path, 0, log)
+
+
+def test_a_busy_server_is_asked_ever_more_seldom_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = requests.Response()
+    answer.status_code, answer.raw = 429, io.BytesIO()
+    answer.headers["Retry-After"] = "5"
+    answer._content = b'{"error": {"code": "busy", "message": "come back"}}'
+    waits: list[float] = []
+    monkeypatch.setattr(client.time, "sleep", waits.append)
+    monkeypatch.setattr(client.PredictClient, "_send_file", lambda *_: answer)
+    source = tmp_path / "in.csv"
+    with client.PredictClient("http://x") as asking, pytest.raises(client.ApiError) as refused:
+        asking.score_file(source, tmp_path / "out.csv", tmp_path / "bad.ndjson")
+    assert (refused.value.status, refused.value.code) == (429, "busy")
+    assert waits[:5] == [5, 5, 5, 8, 16]
+    assert max(waits) == 60
+    assert 300 < sum(waits) < 700
 
 
 def test_logs_in_pieces_that_fit_a_small_spool(model: Model) -> None:
