@@ -674,6 +674,7 @@ class _ParquetTable(Table):
             self._sink, self.scored, store_schema=False, dictionary_pagesize_limit=(1 << 31) - 1
         )
         self._waiting: list[pa.RecordBatch] = []
+        self._waiting_rows = self._waiting_bytes = 0
         self._since = time.monotonic()
 
     def _check(self) -> None:
@@ -757,9 +758,11 @@ class _ParquetTable(Table):
     def emit(self, written: pa.RecordBatch) -> bytes:
         if written.num_rows:
             self._waiting.append(written)
+            self._waiting_rows += written.num_rows
+            self._waiting_bytes += written.nbytes
         if (
-            sum(batch.num_rows for batch in self._waiting) >= GROUP_ROWS
-            or sum(batch.nbytes for batch in self._waiting) >= GROUP_BYTES
+            self._waiting_rows >= GROUP_ROWS
+            or self._waiting_bytes >= GROUP_BYTES
             or time.monotonic() - self._since > GROUP_SECONDS
         ):
             self._write_group()
@@ -771,6 +774,7 @@ class _ParquetTable(Table):
             group = pa.Table.from_batches(self._waiting).unify_dictionaries().combine_chunks()
             self._writer.write_table(group, row_group_size=group.num_rows)
         self._waiting = []
+        self._waiting_rows = self._waiting_bytes = 0
         self._since = time.monotonic()
 
     def end(self) -> bytes:
