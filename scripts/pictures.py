@@ -1,6 +1,7 @@
 """Take the pictures of README and docs from a running stack: `make pictures`, after `make demo`.
 
-It shows what a person sees, in a headless Chromium; the only thing it changes is one prediction.
+It shows what a person sees, in a headless Chromium. It changes little: one prediction is asked for,
+and, last, those of a small file.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import FilePayload, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mlops.database import connect  # noqa: E402
+from mlops.dataset.card import load_card  # noqa: E402
+from mlops.dataset.rows import load_future, periods_to_come  # noqa: E402
 from mlops.settings import Settings, get_settings  # noqa: E402
 
 IMAGES = ROOT / "images"
@@ -96,6 +100,25 @@ def take_mlflow(page: Page, settings: Settings) -> None:
     page.screenshot(path=IMAGES / "mlflow-registry.png")
 
 
+def take_batch(page: Page, settings: Settings) -> None:
+    card = load_card(settings.card)
+    with connect(settings=settings) as connection:
+        rows = load_future(connection, card, *periods_to_come(connection, card)[2:4])
+    columns = card.feature_names
+    content = rows[columns].sample(1_500, random_state=0).convert_dtypes().to_csv(index=False)
+    lines = content.splitlines()
+    lines[6] = lines[6].replace(",", ",soon,", 1)  # a bad row, and it is named
+    page.set_viewport_size({"width": 1440, "height": 1500})
+    page.goto(f"{settings.streamlit_url}/batch")
+    page.get_by_test_id("stFileUploader").locator("input[type=file]").set_input_files(
+        FilePayload(name="customers.csv", mimeType="text/csv", buffer="\n".join(lines).encode())
+    )
+    page.get_by_role("button", name="Score").click(timeout=60_000)
+    page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+    _settle(page)
+    page.screenshot(path=IMAGES / "streamlit-batch.png")
+
+
 def _settle(page: Page) -> None:
     """Wait for what is drawn late: charts have no event that says that they are done."""
     page.wait_for_timeout(2500)
@@ -110,7 +133,7 @@ def main() -> int:
     settings = get_settings()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
-        for take in (take_try_it, take_models, take_monitoring, take_mage, take_mlflow):
+        for take in (take_try_it, take_models, take_monitoring, take_mage, take_mlflow, take_batch):
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             take(page, settings)
             page.close()
