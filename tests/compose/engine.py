@@ -128,7 +128,7 @@ class Stack:
             **{name: value for name, value in os.environ.items() if not name.startswith(others)},
             **{
                 f"MLOPS_{name.upper()}": self.settings.secret(name)  # each is needed
-                for name in secret_names()
+                for name in secret_names(optional=False)
             },
             **{
                 f"MLOPS_{name.upper()}": str(getattr(self.settings, name))

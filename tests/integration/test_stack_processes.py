@@ -142,7 +142,7 @@ def test_supervisors_files_hold_no_secret_and_are_private(settings: Settings) ->
     started(settings, Program("a", SLEEP))
     configuration = settings.state_dir / "supervisord.conf"
     text = configuration.read_text()
-    assert not any(settings.secret(name) in text for name in secret_names())
+    assert not any(settings.secret(name) in text for name in secret_names(optional=False))
     assert configuration.stat().st_mode & 0o077 == 0
     address = Path((settings.state_dir / "supervisor.address").read_text())
     assert address.stat().st_mode & 0o077 == 0

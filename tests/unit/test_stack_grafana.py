@@ -382,7 +382,7 @@ def test_grafana_gets_its_own_files_its_own_secrets_and_no_settings_of_another(
     ]
     environment = launch_environment(service, settings)
     values = list(environment.values())
-    assert {name for name in secret_names() if settings.secret(name) in values} == {
+    assert {name for name in secret_names(optional=False) if settings.secret(name) in values} == {
         "grafana_db_password",
         "webhook_token",
         "grafana_admin_password",
