@@ -6,6 +6,8 @@ of its own.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import streamlit as st
 
 from mlops.app.elsewhere import grafana_address, in_browser
@@ -41,7 +43,8 @@ CELLS
 
 st.set_page_config(
     page_title="MLOps",
-    page_icon=":material/insights:",
+    # A file: an icon that is only named is fetched from the internet.
+    page_icon=str(Path(__file__).with_name("icon.svg")),
     layout="wide",
     initial_sidebar_state=230,
 )

@@ -82,7 +82,7 @@ def show_upload(model: dict[str, Any], settings: Settings) -> Any:
     return uploaded
 
 
-def score(uploaded: Any, model: dict[str, Any], settings: Settings) -> Outcome | None:
+def score(uploaded: Any, model: dict[str, Any], purpose: str, settings: Settings) -> Outcome | None:
     """Score an upload with a bar that tells how far it is; say so if it cannot be scored."""
     ending = exchange.ending(uploaded.name)
     if not ending:
@@ -109,8 +109,10 @@ def score(uploaded: Any, model: dict[str, Any], settings: Settings) -> Outcome |
             shutil.copyfileobj(uploaded, file)
         with PredictClient.of(settings, timeout=TIMEOUT_S) as client:
             # The same upload has the same id, so a second try is not logged twice.
-            asked = uuid.uuid5(uuid.NAMESPACE_OID, uploaded.file_id).hex
-            summary = client.score_file(source, predictions, rejected, asked, progress=tell)
+            asked = uuid.uuid5(uuid.NAMESPACE_OID, f"{uploaded.file_id} {purpose}").hex
+            summary = client.score_file(
+                source, predictions, rejected, asked, purpose=purpose, progress=tell
+            )
             if str(summary["version"]) != str(model["version"]):
                 model = client.model()  # deployed since: its threshold is what counts
         source.unlink()
@@ -145,6 +147,16 @@ def score(uploaded: Any, model: dict[str, Any], settings: Settings) -> Outcome |
     finally:
         bar.empty()
     return None
+
+
+def show_purpose() -> str:
+    """Ask whether the rows count as traffic; return their purpose, as the API knows it."""
+    tried = st.checkbox(
+        "Only a try: do not count these rows as this month's traffic",
+        help="Rows that count are monitored: old or made-up ones look like drift, and may start a"
+        " retrain.",
+    )
+    return "test" if tried else "live"
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -199,7 +211,10 @@ def show_scores(scored: scored_rows.Scored, model: dict[str, Any]) -> None:
     st.subheader(f"Probability of “{positive}”")
     st.plotly_chart(
         charts.score_histogram(
-            scored.counts, float(model["threshold"]), charts.palette(st.context.theme.type)
+            scored.negative_counts,
+            scored.positive_counts,
+            float(model["threshold"]),
+            charts.palette(st.context.theme.type),
         ),
         config=charts.CONFIG,
         key="scores",
@@ -301,8 +316,9 @@ def show_page() -> None:
         kept: Outcome | None = st.session_state.get("batch")
         if kept is not None and (uploaded is None or uploaded.file_id != kept.upload):
             st.session_state.pop("batch").folder.cleanup()
+        purpose = show_purpose() if uploaded is not None else "live"
         if uploaded is not None and st.button("Score", type="primary", icon=":material/bolt:"):
-            outcome = score(uploaded, model, settings)
+            outcome = score(uploaded, model, purpose, settings)
             if outcome is not None:
                 st.session_state["batch"] = outcome
         if "batch" in st.session_state:

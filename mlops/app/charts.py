@@ -429,24 +429,36 @@ def months_chart(
     return figure
 
 
-def score_histogram(counts: Sequence[int], threshold: float, colours: Palette = LIGHT) -> go.Figure:
-    """Return rows by score: `counts` of equal bins from 0 to 1, those above `threshold` in accent.
+def score_histogram(
+    negative: Sequence[int],
+    positive: Sequence[int],
+    threshold: float,
+    colours: Palette = LIGHT,
+) -> go.Figure:
+    """Return rows by score, those that are decided positively in accent.
 
-    The threshold is a dashed line; the bin that it cuts counts as below.
+    `negative` and `positive` are counts of equal bins from 0 to 1, of rows decided so. The
+    threshold is a dashed line; of the bin that it cuts, both kinds stand one on the other.
     """
-    width = 1 / len(counts)
-    starts = [number * width for number in range(len(counts))]
-    accent = [colours.accent if start >= threshold else colours.series[0] for start in starts]
+    width = 1 / len(negative)
+    starts = [number * width for number in range(len(negative))]
     figure = go.Figure(
-        go.Bar(
-            x=[start + width / 2 for start in starts],
-            y=list(counts),
-            width=width,
-            marker={"color": accent, "line": {"color": colours.background, "width": 1}},
-            customdata=[f"{start:.0%} to {start + width:.0%}" for start in starts],
-            hovertemplate="%{customdata}: %{y:,} rows<extra></extra>",
-        )
+        [
+            go.Bar(
+                x=[start + width / 2 for start in starts],
+                y=list(counts),
+                width=width,
+                marker={"color": colour, "line": {"color": colours.background, "width": 1}},
+                customdata=[f"{start:.3g} to {start + width:.3g}" for start in starts],
+                hovertemplate=f"%{{customdata}}, {name}: %{{y:,}} rows<extra></extra>",
+            )
+            for counts, colour, name in (
+                (negative, colours.series[0], "below the threshold"),
+                (positive, colours.accent, "from the threshold on"),
+            )
+        ]
     )
+    counts = [low + high for low, high in zip(negative, positive, strict=True)]
     figure.add_vline(x=threshold, line={"color": colours.limit, "width": 2, "dash": "dash"})
     figure.add_annotation(
         x=threshold,
@@ -461,7 +473,7 @@ def score_histogram(counts: Sequence[int], threshold: float, colours: Palette = 
     # Scores of rare events crowd at the left: the empty right half would say nothing.
     filled = max((number for number, count in enumerate(counts) if count), default=0)
     end = min(1.0, max((filled + 1) * width, threshold + width) + width)
-    figure.update_layout(**_frame(height=240), showlegend=False, bargap=0)
+    figure.update_layout(**_frame(height=240), showlegend=False, bargap=0, barmode="stack")
     figure.update_xaxes(range=[0, end], tickformat=".0%", fixedrange=True, showgrid=False)
     figure.update_yaxes(fixedrange=True, title={"text": "rows", "font": {"size": 12}})
     return figure

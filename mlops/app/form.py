@@ -237,6 +237,11 @@ def verdict(model: Mapping[str, Any], probability: float, decision: str) -> Verd
         f"“{decision}”, because {probability:.{digits}%} {side} the decision threshold of"
         f" {threshold:.{digits}%}."
     )
+    if costs := model.get("costs"):
+        sentence += (
+            f" There contacting earned most: a contact costs {costs['contact']:g} {costs['unit']},"
+            f" a success brings {costs['success']:g}."
+        )
     if rate:
         sentence += f" The base rate, the share of positives in training, is {percent(rate)}."
     return Verdict(str(decision), probability / rate if rate else None, sentence)

@@ -40,14 +40,16 @@ _BLOCK = 50_000
 class Scored:
     """A scored file in numbers.
 
-    `counts` are rows by score, in `BINS` bins of equal width from 0 to 1. `positives` are rows
-    decided positively, `unusual` those with a warning. `preview` holds the first rows.
+    `negative_counts` and `positive_counts` are rows by score, in `BINS` bins of equal width from 0
+    to 1, decided so. `positives` are rows decided positively, `unusual` those with a warning.
+    `preview` holds the first rows.
     """
 
     rows: int
     positives: int
     unusual: int
-    counts: list[int]
+    negative_counts: list[int]
+    positive_counts: list[int]
     preview: pd.DataFrame
 
 
@@ -57,19 +59,22 @@ def read_scored(path: Path, positive: str) -> Scored:
     Raises ValueError if the file lacks what the API adds to each row.
     """
     rows = positives = unusual = 0
-    counts = np.zeros(BINS, dtype=np.int64)
+    counts = np.zeros((2, BINS), dtype=np.int64)  # decided negatively, positively
     first: list[pd.DataFrame] = []
     for block in _blocks(path):
         own, added = _parts(block, path)
         scores = pd.to_numeric(added[PROBABILITY]).to_numpy(np.float64)
-        counts += np.histogram(scores, bins=BINS, range=(0.0, 1.0))[0]
+        decided = (added[DECISION].astype(str) == positive).to_numpy()
+        for which in (0, 1):
+            chosen = scores[decided == which]
+            counts[which] += np.histogram(chosen, bins=BINS, range=(0.0, 1.0))[0]
         rows += len(block)
-        positives += int((added[DECISION].astype(str) == positive).sum())
+        positives += int(decided.sum())
         unusual += int((pd.to_numeric(added[WARNINGS]) > 0).sum())
         if rows - len(block) < PREVIEW:
             first.append(pd.concat([added, own], axis=1))
     preview = pd.concat(first, ignore_index=True).head(PREVIEW) if first else pd.DataFrame()
-    return Scored(rows, positives, unusual, counts.tolist(), preview)
+    return Scored(rows, positives, unusual, *counts.tolist(), preview)
 
 
 def read_bad_rows(path: Path) -> pd.DataFrame:

@@ -33,6 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="default: FILE with .scored before its ending")
     parser.add_argument("--rejected", type=Path, help="default: OUTPUT.rejected.ndjson")
     parser.add_argument("--period", help="month that the rows belong to, such as 2009-03")
+    parser.add_argument(
+        "--purpose",
+        choices=("live", "test"),
+        default="live",
+        help="live rows are monitored, as of --period or this month; test rows are not",
+    )
     parser.add_argument("--request-id", help="a repeat of it is not logged twice")
     chosen = parser.parse_args(arguments)
     source: Path = chosen.file
@@ -51,6 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
                 rejected,
                 chosen.request_id,
                 chosen.period,
+                chosen.purpose,
                 progress=lambda kind, done, total: bars.update(
                     tasks[kind], completed=done, total=total
                 ),

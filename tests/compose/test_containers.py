@@ -143,7 +143,9 @@ def test_a_file_of_this_machine_is_scored_by_itself(stack: Stack, loop: Loop) ->
 
 def test_container_has_the_secrets_that_it_needs_and_no_other(stack: Stack, service: str) -> None:
     environment = "\n".join(stack.inspect(service)["Config"]["Env"])
-    has = {name for name in secret_names(optional=False) if stack.settings.secret(name) in environment}
+    has = {
+        name for name in secret_names(optional=False) if stack.settings.secret(name) in environment
+    }
     assert has == SECRETS[service]
 
 
@@ -162,7 +164,9 @@ def test_no_secret_stands_where_others_look(stack: Stack, service: str, loop: Lo
     }
     assert len(places["log"]) > 0
     for place, text in places.items():
-        found = [name for name in secret_names(optional=False) if stack.settings.secret(name) in text]
+        found = [
+            name for name in secret_names(optional=False) if stack.settings.secret(name) in text
+        ]
         assert not found, f"{place} of {service} shows {found}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 from typing import Any
 
@@ -282,3 +283,23 @@ _references: dict[str, dict[str, Any]] = {}
 
 def lone_api_reference(server: PredictServer) -> dict[str, Any]:
     return _references.setdefault(server.url, server.reference())
+
+
+def test_an_address_that_is_none_and_a_method_that_it_does_not_take_say_what_there_is(
+    lone_api: PredictServer,
+) -> None:
+    absent = requests.get(f"{lone_api.url}/", timeout=10)
+    assert (absent.status_code, "/docs" in absent.json()["error"]["message"]) == (404, True)
+    asked = requests.get(f"{lone_api.url}/predict", timeout=10)
+    assert (asked.status_code, "POST" in asked.json()["error"]["message"]) == (405, True)
+
+
+def test_a_packed_file_that_is_not_said_to_be_one_gets_the_way_out(lone_api: PredictServer) -> None:
+    answer = requests.post(
+        f"{lone_api.url}/predict/batch",
+        data=gzip.compress(b"age,job\n1,clerk\n" * 1000),
+        headers={"Content-Type": "text/csv"},
+        timeout=10,
+    )
+    assert answer.status_code == 415
+    assert "Content-Encoding: gzip" in answer.json()["error"]["message"]

@@ -195,6 +195,12 @@ def test_verdict_shows_enough_digits_to_tell_the_probability_from_the_threshold(
     assert "24.996% is below the decision threshold of 25.000%" in sentence
 
 
+def test_verdict_says_why_the_threshold_lies_where_it_does() -> None:
+    costs = {"contact": 5.0, "success": 50.0, "unit": "euros"}
+    sentence = form.verdict(CHURN | {"costs": costs}, 0.4, "gone").sentence
+    assert "a contact costs 5 euros, a success brings 50." in sentence
+
+
 def test_verdict_does_without_a_base_rate() -> None:
     verdict = form.verdict(CHURN | {"training": {}}, 0.1, "stays")
     assert verdict.times is None

@@ -55,8 +55,12 @@ def write(folder: Path, ending: str) -> Path:
 def test_a_scored_file_is_counted_in_every_format(tmp_path: Path, ending: str) -> None:
     scored = read_scored(write(tmp_path, ending), "yes")
     assert (scored.rows, scored.positives, scored.unusual) == (4, 3, 2)
-    assert len(scored.counts) == BINS
-    assert [(n, count) for n, count in enumerate(scored.counts) if count] == [
+    counts = [
+        sum(both) for both in zip(scored.negative_counts, scored.positive_counts, strict=True)
+    ]
+    assert len(counts) == BINS
+    assert sum(scored.positive_counts) == 3
+    assert [(n, count) for n, count in enumerate(counts) if count] == [
         (0, 1),
         (15, 1),
         (49, 2),
@@ -74,14 +78,14 @@ def test_a_large_file_is_counted_whole_and_shown_in_part(
     rows = "".join(f"{n},x,0.5,no,0\n" for n in range(1001))
     path.write_text(f"row,name,probability,decision,warnings\n{rows}")
     scored = read_scored(path, "yes")
-    assert (scored.rows, sum(scored.counts), len(scored.preview)) == (1001, 1001, PREVIEW)
+    assert (scored.rows, sum(scored.negative_counts), len(scored.preview)) == (1001, 1001, PREVIEW)
 
 
 def test_a_file_without_a_scored_row_has_no_preview(tmp_path: Path) -> None:
     path = tmp_path / "predictions.csv"
     path.write_text("row,age,probability,decision,warnings\n")
     scored = read_scored(path, "yes")
-    assert (scored.rows, scored.positives, sum(scored.counts)) == (0, 0, 0)
+    assert (scored.rows, scored.positives, sum(scored.positive_counts)) == (0, 0, 0)
 
 
 def test_a_file_that_was_not_scored_is_refused(tmp_path: Path) -> None:
@@ -122,15 +126,15 @@ def test_the_server_takes_uploads_as_large_as_the_page_says() -> None:
     assert f"\nmaxUploadSize = {LARGEST_MB}\n" in config
 
 
-def test_the_histogram_marks_the_threshold_and_what_lies_above_it() -> None:
-    counts = [0] * BINS
-    counts[0], counts[10], counts[20] = 500, 50, 5
-    figure = charts.score_histogram(counts, 0.2, charts.LIGHT)
-    (bars,) = figure.data
-    assert list(bars.y) == counts
-    above = [colour == charts.LIGHT.accent for colour in bars.marker.color]
-    assert above == [False] * 10 + [True] * 40
-    assert figure.layout.shapes[0].x0 == 0.2
-    assert "20.0%" in figure.layout.annotations[0].text
+def test_the_histogram_tells_decisions_apart_within_the_bin_that_the_threshold_cuts() -> None:
+    negative, positive = [0] * BINS, [0] * BINS
+    negative[0], negative[10], positive[10], positive[20] = 500, 30, 20, 5
+    figure = charts.score_histogram(negative, positive, 0.21, charts.LIGHT)
+    below, above = figure.data
+    assert (list(below.y), list(above.y)) == (negative, positive)
+    assert above.marker.color == charts.LIGHT.accent != below.marker.color
+    assert figure.layout.barmode == "stack"
+    assert figure.layout.shapes[0].x0 == 0.21
+    assert "21.0%" in figure.layout.annotations[0].text
     low, high = figure.layout.xaxis.range
     assert low <= 0 < 0.42 < high < 0.6

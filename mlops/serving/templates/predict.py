@@ -106,7 +106,9 @@ def create_app(service: Service) -> Flask:
     @app.errorhandler(HTTPException)
     def http_error(fault: HTTPException) -> Response:
         code = fault.name.lower().replace(" ", "_")
-        message = f"{request.method} {request.path[:200]}: {fault.name}"
+        allowed = ", ".join(sorted(getattr(fault, "valid_methods", None) or ()))
+        way_out = f"it takes {allowed}" if allowed else "GET /docs lists what there is"
+        message = f"{request.method} {request.path[:200]}: {fault.name}; {way_out}"
         response = _refused(RequestError(code, message, fault.code or 400))
         for name, value in fault.get_headers():
             if name == "Allow":

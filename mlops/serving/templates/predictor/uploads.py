@@ -42,6 +42,7 @@ LEFTOVER_SECONDS = 3600.0
 logger = logging.getLogger("predict")
 
 _PREFIX = "batch-"
+_GZIP = b"\x1f\x8b"
 _slots = Slots(BATCHES)
 
 
@@ -288,6 +289,12 @@ class _Text:
             try:
                 self._decoder.decode(chunk, final)
             except UnicodeDecodeError as fault:
+                if self.lines == 0 and fault.object.startswith(_GZIP):
+                    raise RequestError(
+                        "wrong_encoding",
+                        "the file is gzip: send it with the header Content-Encoding: gzip",
+                        status=415,
+                    ) from fault
                 line = self.lines + fault.object[: fault.start].count(b"\n") + 1
                 raise self._fault(
                     f"line {line} has the byte {fault.object[fault.start]:#04x}"
