@@ -1,7 +1,7 @@
 """The gunicorn worker: small requests are answered at once, and slow clients hold nobody up.
 
 gunicorn's threaded worker gives every connection to a thread, which costs more than the answer: two
-workers answer a constant 3,300 times a second so, 5,200 times without (docs/performance.md). Its
+workers answer a constant 3,700 times a second so, 5,300 times without (docs/performance.md). Its
 plain worker has no threads, and one client that sends slowly blocks it. Here the main thread takes
 in what clients send, without ever waiting for one of them, until a request is there:
 
