@@ -190,7 +190,7 @@ def test_any_changed_setting_is_noticed_and_no_secret_is_kept(tmp_path: Path, na
     assert state.changed_settings(settings) is None
     state.remember_settings(settings)
     assert state.changed_settings(settings) == []
-    values = {each: settings.secret(each) for each in secret_names()}
+    values = {each: settings.secret(each) for each in secret_names(optional=False)}
     ports = {each: getattr(settings, each) for each in Settings.model_fields if "_port" in each}
     other = make_settings(tmp_path, **{**values, **ports, name: "7"})
     assert state.changed_settings(other) == [f"MLOPS_{name.upper()}"]
