@@ -163,7 +163,7 @@ def test_page_escapes_all_that_a_card_may_say() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_loads_nothing_else_and_answers(lone_api: PredictServer, scheme: str) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -176,12 +176,13 @@ def test_page_loads_nothing_else_and_answers(lone_api: PredictServer, scheme: st
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.goto(f"{lone_api.url}/docs")
             page.click("#send")
-            page.wait_for_function("document.getElementById('fact').textContent.includes(' ms')")
+            # Not wait_for_function: the page's policy forbids the eval that it polls with.
+            expect(page.locator("#fact")).to_contain_text(" ms", timeout=20_000)
             assert '"probability"' in page.inner_text("#answer")
             assert page.inner_text("#fact").startswith("200 ")
             page.fill("#body", '{"age": "old"}')
             page.click("#send")
-            page.wait_for_function("document.getElementById('fact').className == 'refused'")
+            expect(page.locator("#fact")).to_have_class("refused", timeout=20_000)
             assert '"wrong_type"' in page.inner_text("#answer")
             assert set(asked) == {f"{lone_api.url}/docs", f"{lone_api.url}/predict"}
             # A browser notes every answer of 4xx itself.
