@@ -33,11 +33,17 @@ CHROMIUM_ARGUMENTS = [
 
 
 def take_try_it(page: Page, settings: Settings) -> None:
+    page.set_viewport_size({"width": 1440, "height": 1300})
     page.goto(settings.streamlit_url)
     button = page.get_by_role("button", name="Predict")
     button.wait_for(timeout=60_000)
+    # Another than the reference customer, of whom there is nothing to explain.
+    for place, value in enumerate(("31", "1850", "6")):
+        field = page.get_by_test_id("stNumberInputField").nth(place)
+        field.fill(value)
+        field.press("Tab")
     button.click()
-    page.wait_for_selector(".js-plotly-plot", timeout=60_000)
+    page.get_by_text("Why this score").wait_for(timeout=60_000)
     _settle(page)
     page.screenshot(path=IMAGES / "streamlit-try-it.png")
 
