@@ -388,6 +388,23 @@ def run_in_folder(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def finish(figures: dict[str, Any], told: dict[str, Any], results: Path, kept: Path) -> int:
+    """Write `figures` into `results`, redraw the documentation if that is the file that is `kept`.
+
+    Ends with the line of what is `told`; returns the exit code, 1 if a request failed or a row is
+    lost.
+    """
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(figures, indent=1) + "\n")
+    if results == kept:
+        draw()
+    print(json.dumps(told), flush=True)
+    if figures["failed_requests"] or figures["lost_log_rows"]:
+        say(f"{figures['failed_requests']} requests failed, {figures['lost_log_rows']} rows lost")
+        return 1
+    return 0
+
+
 def main() -> int:
     """Measure, write the file, redraw the documentation, print the line; return the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -405,16 +422,8 @@ def main() -> int:
         if options.results == RESULTS:
             parser.error("--quick measures nothing to keep: name a file by --results")
     figures = run_in_folder(lambda folder: measure(options, folder))
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(figures, indent=1) + "\n")
-    if options.results == RESULTS:
-        draw()
     told = {name: value for name, value in figures.items() if not isinstance(value, dict)}
-    print(json.dumps(told), flush=True)
-    if figures["failed_requests"] or figures["lost_log_rows"]:
-        say(f"{figures['failed_requests']} requests failed, {figures['lost_log_rows']} rows lost")
-        return 1
-    return 0
+    return finish(figures, told, options.results, kept=RESULTS)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ failed or an answered one is not in the log.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
 import time
@@ -34,7 +33,7 @@ from benchmarks.servers import (
 from benchmarks.serving import (
     CONNECTIONS,
     commit,
-    draw,
+    finish,
     machine,
     make_model,
     pending,
@@ -272,18 +271,10 @@ def main() -> int:
     options = parser.parse_args()
     options.seconds = options.seconds or options.minutes * 60
     figures = run_in_folder(lambda folder: measure(options, folder))
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(figures, indent=1) + "\n")
-    if options.results == RESULTS:
-        draw()
     told = {
         name: value for name, value in figures.items() if not isinstance(value, (list, dict))
     } | {"log_rows_by_version": figures["log_rows_by_version"]}
-    print(json.dumps(told), flush=True)
-    if figures["failed_requests"] or figures["lost_log_rows"]:
-        say(f"{figures['failed_requests']} requests failed, {figures['lost_log_rows']} rows lost")
-        return 1
-    return 0
+    return finish(figures, told, options.results, kept=RESULTS)
 
 
 if __name__ == "__main__":
