@@ -6,10 +6,9 @@ Grafana is a stand-in (tests/fixtures/grafana_standin.py): it answers as one, an
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +16,8 @@ from mlops.database import connect
 from mlops.settings import Settings
 from mlops.stack import __main__ as command_line
 from mlops.stack import processes
-from mlops.stack.services import Service, services
 from tests.fixtures.grafana_standin import make_home
-from tests.fixtures.postgres import make_settings
+from tests.fixtures.stack import few_services
 
 WATCHED = (
     "INSERT INTO ops.alert_states (rule_uid, fingerprint, labels, state) VALUES"
@@ -30,27 +28,14 @@ WATCHED = (
 )
 
 
-def few(settings: Settings) -> list[Service]:
-    names = ("postgres", "grafana", "evaluator")
-    return [each for each in services(settings) if each.name in names]
-
-
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
-    folder = Path(tempfile.mkdtemp(prefix="mlops-grafana-"))
-    home = make_home(folder / "opt")
-    found = make_settings(folder, grafana="auto", grafana_home=home, cache_dir=folder / "cache")
-    for name, value in found.environment().items():
-        monkeypatch.setenv(name, value)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "")  # the command line sets them: undone afterwards
-    monkeypatch.setattr(command_line, "ensure_secrets", list)
-    monkeypatch.setattr(command_line, "services", few)
-    yield found
-    command_line.main(["down"])
-    assert processes.leftovers(found) == []
-    shutil.rmtree(folder)
+    def values(folder: Path) -> dict[str, Any]:
+        home = make_home(folder / "opt")
+        return {"grafana": "auto", "grafana_home": home, "cache_dir": folder / "cache"}
+
+    with few_services(monkeypatch, ("postgres", "grafana", "evaluator"), values) as settings:
+        yield settings
 
 
 def running(settings: Settings) -> set[str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,35 +11,18 @@ import requests
 from mlops.settings import Settings
 from mlops.stack import __main__ as command_line
 from mlops.stack import processes
-from mlops.stack.services import Service, services
-from tests.fixtures.postgres import make_settings
 from tests.fixtures.prometheus import program
+from tests.fixtures.stack import few_services
 from tests.fixtures.waiting import await_
 
 pytestmark = pytest.mark.timeout(120)
 
 
-def few(settings: Settings) -> list[Service]:
-    names = ("postgres", "prometheus")
-    return [each for each in services(settings) if each.name in names]
-
-
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    home = program().parent
-    # Not pytest's own temporary folder: root's Postgres runs as another user, which that keeps out.
-    folder = Path(tempfile.mkdtemp(prefix="mlops-prometheus-"))
-    found = make_settings(folder, prometheus="auto", prometheus_home=home)
-    for name, value in found.environment().items():
-        monkeypatch.setenv(name, value)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "")  # the command line sets them: undone afterwards
-    monkeypatch.setattr(command_line, "ensure_secrets", list)
-    monkeypatch.setattr(command_line, "services", few)
-    yield found
-    command_line.main(["down"])
-    assert processes.leftovers(found) == []
-    shutil.rmtree(folder)
+    values = {"prometheus": "auto", "prometheus_home": program().parent}
+    with few_services(monkeypatch, ("postgres", "prometheus"), lambda _: values) as settings:
+        yield settings
 
 
 def targets(settings: Settings) -> list[dict[str, Any]]:
