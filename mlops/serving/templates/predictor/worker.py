@@ -124,8 +124,9 @@ class PredictWorker(ThreadWorker):
         conn.timeout = time.monotonic() + RECEIVE_SECONDS
         conn.sock.setblocking(False)
         self.receiving[conn] = bytearray(received)
-        if received and how_to_answer(received) != _WAIT:
-            self.dispatch(conn, how_to_answer(received))
+        how = how_to_answer(received) if received else _WAIT
+        if how != _WAIT:
+            self.dispatch(conn, how)
         elif not self.receive(conn):
             self.poller.register(conn.sock, selectors.EVENT_READ, partial(self.on_more, conn))
 
