@@ -239,7 +239,9 @@ def test_a_full_log_makes_the_api_unready_and_alive(unreachable_database: Predic
     assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
     found = series(server)
     assert found["predict_log_spool_limit_bytes"] == int(0.05 * 2**20)
-    assert 0.8 < found["predict_log_spool_bytes"] / found["predict_log_spool_limit_bytes"] <= 1
+    # A worker sees what the others have spooled at its next look, 0.2 s later: so much may come on
+    # top of the limit.
+    assert 0.8 < found["predict_log_spool_bytes"] / found["predict_log_spool_limit_bytes"] < 1.5
     assert found["predict_log_pending_rows"] > 50
     assert found['predict_errors_total{code="log_unavailable"}'] > 0
 
