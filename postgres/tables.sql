@@ -191,3 +191,79 @@ GRANT TEMPORARY ON DATABASE mlops TO predict;
 
 -- A person ended it: its alerts are not tried again, as they are after a failure.
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS cancelled boolean NOT NULL DEFAULT false;
+
+-- What each column of a month came to; `distance` and `noise` have no unit, shares are 0..1.
+CREATE TABLE IF NOT EXISTS grafana.column_drift (
+    model_version           text NOT NULL,
+    period                  date NOT NULL,
+    column_name             text NOT NULL,
+    kind                    text NOT NULL CHECK (kind IN ('number', 'category')),
+    distance                double precision,
+    noise                   double precision, -- what chance reaches in a month of that many rows
+    drifted                 boolean,
+    missing_share           double precision NOT NULL,
+    reference_missing_share double precision NOT NULL,
+    missing_more            boolean NOT NULL, -- by margin, and by more than chance explains
+    update_time             timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, period, column_name)
+);
+
+-- How far performance is known: intervals are the bootstrap's, the reference is the validation's.
+ALTER TABLE grafana.evidently_metrics
+    ADD COLUMN IF NOT EXISTS labelled_count integer,
+    ADD COLUMN IF NOT EXISTS labelled_since date, -- first month that is counted in with this one
+    ADD COLUMN IF NOT EXISTS roc_auc_low double precision,
+    ADD COLUMN IF NOT EXISTS roc_auc_high double precision,
+    ADD COLUMN IF NOT EXISTS reference_roc_auc double precision,
+    ADD COLUMN IF NOT EXISTS calibration_gap double precision, -- mean score less positive rate
+    ADD COLUMN IF NOT EXISTS calibration_gap_low double precision,
+    ADD COLUMN IF NOT EXISTS calibration_gap_high double precision;
+
+-- What was found in the rows of a training before anything was fitted.
+CREATE TABLE IF NOT EXISTS ops.data_checks (
+    training_id text PRIMARY KEY,
+    card        text NOT NULL,
+    passed      boolean NOT NULL,
+    findings    jsonb NOT NULL,
+    checked_at  timestamptz NOT NULL DEFAULT now()
+);
+
+-- Why the loop promotes nothing for now; a person's rollback writes it, a person ends it.
+CREATE TABLE IF NOT EXISTS ops.holds (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    card        text NOT NULL,
+    reason      text NOT NULL,
+    held_at     timestamptz NOT NULL DEFAULT now(),
+    released_at timestamptz,
+    released_by text
+);
+CREATE UNIQUE INDEX IF NOT EXISTS holds_one_at_a_time
+    ON ops.holds (card) WHERE released_at IS NULL;
+
+ALTER TABLE ops.deployments
+    ADD COLUMN IF NOT EXISTS began text, -- first, gate, by hand, rollback, withdrawn, healed
+    ADD COLUMN IF NOT EXISTS retired_by text; -- the version that took its place
+
+-- A version that scores what the champion answers, and answers nobody.
+CREATE TABLE IF NOT EXISTS ops.shadows (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    card          text NOT NULL,
+    model_version text NOT NULL,
+    started_at    timestamptz NOT NULL DEFAULT now(),
+    ended_at      timestamptz,
+    ended_by      text
+);
+CREATE UNIQUE INDEX IF NOT EXISTS shadows_one_at_a_time
+    ON ops.shadows (card) WHERE ended_at IS NULL;
+CREATE TABLE IF NOT EXISTS serving.shadow_predictions (
+    request_id    text NOT NULL,
+    row           integer NOT NULL,
+    model_version text NOT NULL, -- the shadow's
+    period        date NOT NULL,
+    probability   double precision NOT NULL,
+    scored_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, request_id, row)
+);
+
+ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notified_at timestamptz;
+GRANT SELECT ON ALL TABLES IN SCHEMA grafana, ops, serving TO grafana;
