@@ -266,4 +266,3 @@ CREATE TABLE IF NOT EXISTS serving.shadow_predictions (
 );
 
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notified_at timestamptz;
-GRANT SELECT ON ALL TABLES IN SCHEMA grafana, ops, serving TO grafana;
