@@ -97,10 +97,30 @@ def _fit_and_log(
     candidate = get_candidate(name, settings.candidates)
     card = training.load_card(settings)
     frame = load_window(connection, card, training.window_start, training.window_end)
+    logged = learn(card, candidate, frame, settings)
+    if logged.digest != training.data_digest:
+        # Labels may come in while candidates are fitted; all the same it must be seen.
+        logger.warning(
+            "%s: the rows of training %s have changed since it started: candidates may have seen "
+            "different rows (tag data_digest)",
+            name,
+            training.id,
+        )
+    tracking.log(run_id, logged, settings)
+
+
+def learn(
+    card: Card, candidate: Candidate, frame: pd.DataFrame, settings: Settings
+) -> tracking.Logged:
+    """Return what one candidate makes of a window of labelled rows; nothing is logged or stored.
+
+    A training and a replay learn by this, so that they learn alike. Raises DataError if the window
+    cannot be cut into fitting and validation, and whatever the classifier raises.
+    """
     window = split_window(frame, card.time.validation_months)
     fitted = fit_pipeline(card, candidate, window.fitting, settings.seed, settings.training_threads)
     scores = score_window(fitted.pipeline, card, window.validation)
-    logged = tracking.Logged(
+    return tracking.Logged(
         card=card,
         candidate=candidate,
         pipeline=fitted.pipeline,
@@ -126,15 +146,6 @@ def _fit_and_log(
         },
         digest=data_digest(frame),
     )
-    if logged.digest != training.data_digest:
-        # Labels may come in while candidates are fitted; all the same it must be seen.
-        logger.warning(
-            "%s: the rows of training %s have changed since it started: candidates may have seen "
-            "different rows (tag data_digest)",
-            name,
-            training.id,
-        )
-    tracking.log(run_id, logged, settings)
 
 
 def fit_pipeline(

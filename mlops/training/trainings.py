@@ -7,6 +7,7 @@ to production is not decided here.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from mlflow.entities import Run
@@ -121,13 +122,17 @@ def rank(runs: list[Run], names: list[str]) -> list[dict[str, Any]]:
     entries.sort(
         key=lambda entry: (
             entry["status"] != "finished",
-            *(-entry["metrics"].get(metric, 0.0) for metric in RANKED_BY),
-            entry["candidate"],
+            *standing(entry["candidate"], entry["metrics"]),
         )
     )
     for place, entry in enumerate(entries, start=1):
         entry["rank"] = place if entry["status"] == "finished" else None
     return entries
+
+
+def standing(candidate: str, metrics: Mapping[str, float]) -> tuple[float | str, ...]:
+    """Return what finished candidates are sorted by: the best one has the smallest."""
+    return (*(-metrics.get(metric, 0.0) for metric in RANKED_BY), candidate)
 
 
 def leaderboard_text(leaderboard: list[dict[str, Any]]) -> str:
