@@ -260,9 +260,53 @@ CREATE TABLE IF NOT EXISTS serving.shadow_predictions (
     row           integer NOT NULL,
     model_version text NOT NULL, -- the shadow's
     period        date NOT NULL,
-    probability   double precision NOT NULL,
+    probability   double precision, -- null if it cannot score the row: `refused` says why
+    refused       text,
     scored_at     timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (model_version, request_id, row)
+    PRIMARY KEY (request_id, row, model_version),
+    CHECK ((probability IS NULL) = (refused IS NOT NULL)),
+    -- What the log forgets, the shadow forgets: whoever deletes predictions need not know of it.
+    FOREIGN KEY (request_id, row) REFERENCES serving.predictions ON DELETE CASCADE
+);
+ALTER TABLE ops.shadows
+    ADD COLUMN IF NOT EXISTS started_by text NOT NULL DEFAULT 'a person', -- or: the loop
+    ADD COLUMN IF NOT EXISTS reason text,
+    ADD COLUMN IF NOT EXISTS candidate text,
+    ADD COLUMN IF NOT EXISTS threshold double precision, -- at which it would decide
+    ADD COLUMN IF NOT EXISTS since date; -- first month that it scores though it was answered before
+
+-- The shadow beside the version that answered, on the same rows of a month. What has no prefix is
+-- the shadow's; `_low` and `_high` are of its difference from the champion, by paired bootstrap.
+CREATE TABLE IF NOT EXISTS grafana.shadow_comparison (
+    model_version         text NOT NULL, -- the shadow's
+    champion              text NOT NULL, -- who answered
+    period                date NOT NULL,
+    row_count             integer NOT NULL, -- scored by both
+    refused_count         integer NOT NULL,
+    threshold             double precision,
+    champion_threshold    double precision,
+    mean_score            double precision,
+    champion_mean_score   double precision,
+    correlation           double precision, -- Pearson's, of the scores
+    score_distance        double precision, -- Wasserstein, in standard deviations of the champion's
+    changed_share         double precision, -- decided otherwise, each at its own threshold
+    labelled_count        integer NOT NULL,
+    positive_rate         double precision,
+    roc_auc               double precision,
+    champion_roc_auc      double precision,
+    roc_auc_low           double precision,
+    roc_auc_high          double precision,
+    brier                 double precision,
+    champion_brier        double precision,
+    brier_low             double precision,
+    brier_high            double precision,
+    profit                double precision, -- per 1,000 rows, at the card's costs
+    champion_profit       double precision,
+    profit_low            double precision,
+    profit_high           double precision,
+    labels_until          timestamptz, -- the latest label that is counted in
+    update_time           timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (model_version, champion, period)
 );
 
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notified_at timestamptz;

@@ -159,6 +159,12 @@ def record_deployment(
             (card.name, version, training_id, candidate, cause, gate and Json(gate)),
         )
         row = cursor.fetchone()
+        # Whatever brought it there: who answers is in nobody's shadow.
+        cursor.execute(
+            "UPDATE ops.shadows SET ended_at = clock_timestamp(), ended_by = 'it went to production'"
+            " WHERE card = %s AND model_version = %s AND ended_at IS NULL",
+            (card.name, version),
+        )
     assert row is not None
     return int(row[0])
 

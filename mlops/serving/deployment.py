@@ -114,7 +114,7 @@ def deploy(
     max_difference = None
     # A champion is served too if nobody serves it: its payload may have been deleted.
     if production is not None and (decision.promote or before != production):
-        max_difference = _render(production, card, connection, settings, progress)
+        max_difference = render_version(production, card, connection, settings, progress)
         _switch(production, back_to, settings, progress, answer_limit)
     if decision.promote:
         _register(challenger, back_to, card, settings, progress, answer_limit)
@@ -174,7 +174,7 @@ def withdraw(
         retire_production(connection, card, settings)
         return f"Version {version} replaced none: nothing is in production now, run deploy again"
     if not is_payload(settings.payloads_dir / former):
-        _render(former, card, connection, settings, progress)
+        render_version(former, card, connection, settings, progress)
     _switch(former, version, settings, progress, answer_limit)
     _register(former, version, card, settings, progress, answer_limit)
     stay = _last_stay(connection, card, former)
@@ -245,14 +245,17 @@ def _leaderboard(connection: Connection, training_id: str) -> list[dict[str, Any
     return list(leaderboard)
 
 
-def _render(
+def render_version(
     version: str,
     card: Card,
     connection: Connection,
     settings: Settings,
     progress: Callable[[str], object],
 ) -> float:
-    """Write the payload of a version; return ONNX's difference from sklearn."""
+    """Write the payload of a version, which nobody need answer with; return ONNX's difference.
+
+    Raises ParityError if it differs from sklearn too much, RegistryError without such a version.
+    """
     registered = get_version(card, version, settings)
     run_id = str(registered.run_id)
     training = read_training(connection, registered.tags[tracking.TRAINING_TAG])
