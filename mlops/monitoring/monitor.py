@@ -101,10 +101,12 @@ def measure_month(
     period: str,
     threshold: float,
     settings: Settings,
+    with_report: bool = True,
 ) -> tuple[MonthMetrics, Drift | None]:
     """Return the metrics of one month, and its drift unless the month is smaller than 20 rows.
 
     `current` is what `load_current` returns, `threshold` what the version decides at.
+    `with_report` has the drift bring Evidently's page, as in `measure_drift`.
     """
     performance = measure_performance(current, threshold)
     if len(current) < SMALLEST_MONTH:
@@ -116,7 +118,7 @@ def measure_month(
             **performance,
         )
         return metrics, None
-    drift = measure_drift(reference, current, card, with_report=True, settings=settings)
+    drift = measure_drift(reference, current, card, with_report=with_report, settings=settings)
     metrics = MonthMetrics(
         version,
         period,
