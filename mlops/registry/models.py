@@ -161,9 +161,9 @@ def record_deployment(
         row = cursor.fetchone()
         # Whatever brought it there: who answers is in nobody's shadow.
         cursor.execute(
-            "UPDATE ops.shadows SET ended_at = clock_timestamp(), ended_by = 'it went to production'"
+            "UPDATE ops.shadows SET ended_at = clock_timestamp(), ended_by = %s"
             " WHERE card = %s AND model_version = %s AND ended_at IS NULL",
-            (card.name, version),
+            ("it went to production", card.name, version),
         )
     assert row is not None
     return int(row[0])

@@ -213,11 +213,21 @@ def tree_thresholds(content: bytes, card: Card) -> dict[str, np.ndarray]:
 
 def score_onnx(content: bytes, card: Card, frame: pd.DataFrame) -> np.ndarray:
     """Return P(target = 1) of each row of `frame`: the double of the float32 that ONNX gives."""
+    return score_session(open_session(content), card, frame)
+
+
+def open_session(content: bytes) -> ort.InferenceSession:
+    """Return the model ready to score, on one thread, as the API has it."""
     ort.disable_telemetry_events()  # 1.31 reports to its vendor unless told not to
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def score_session(session: ort.InferenceSession, card: Card, frame: pd.DataFrame) -> np.ndarray:
+    """Do as `score_onnx`, with a model that is open."""
     feeds = {
         feature.name: frame[[feature.name]].to_numpy(
             dtype=np.float32 if feature.kind == "number" else object
