@@ -147,6 +147,9 @@ class Settings(BaseSettings):
     )
     drift_min_rows: int = Field(200, description="Smaller months are measured, never alarmed on.")
     gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
+    shadow_held: bool = Field(
+        True, description="A challenger that the gate holds scores live traffic in shadow."
+    )
     parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
     retrain_window_months: int = 6
     retrain_cool_down_s: int = Field(60, description="Rest between two retrains.")
