@@ -146,7 +146,36 @@ class Settings(BaseSettings):
         0.5, description="Share of drifted columns that is still accepted (drawn in the panel)."
     )
     drift_min_rows: int = Field(200, description="Smaller months are measured, never alarmed on.")
+    signal_confidence: float = Field(
+        0.99, gt=0.5, lt=1, description="Of what is called beyond chance: its quantile or interval."
+    )
+    missing_margin: float = Field(
+        0.05, ge=0, description="Share of missing values above the reference's that is accepted."
+    )
+    auc_loss_margin: float = Field(
+        0.05, ge=0, description="ROC AUC below validation's that is accepted."
+    )
+    calibration_margin: float = Field(
+        0.03, ge=0, description="Mean score beside the share of positives that is accepted."
+    )
     gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
+    gate_confidence: float = Field(
+        0.9, gt=0.5, lt=1, description="Share of resamples in which it must be, for the gate."
+    )
+    gate_equal: float = Field(
+        0.01, ge=0, description="ROC AUC that a challenger may lack if it is better calibrated."
+    )
+    gate_resamples: int = Field(2000, ge=100, description="Bootstrap resamples of the gate.")
+    gate_min_rows: int = Field(
+        100, ge=1, description="Fewer rows that neither saw do not replace a champion."
+    )
+    gate_slice_share: float = Field(
+        0.1, gt=0, le=1, description="Share of the gate's rows from which a slice can hold."
+    )
+    gate_slice_rows: int = Field(200, ge=1, description="Rows from which a slice can hold.")
+    gate_slice_margin: float = Field(
+        0.05, ge=0, description="ROC AUC or Brier by which a challenger may be worse on a slice."
+    )
     shadow_held: bool = Field(
         True, description="A challenger that the gate holds scores live traffic in shadow."
     )
@@ -158,6 +187,46 @@ class Settings(BaseSettings):
     )
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
     test_months: int = Field(3, description="Months after the window that test scores.")
+
+    # Which rows may be learnt from (mlops/dataset/quality.py); beyond, a training is refused
+    quality_min_rows: int = Field(
+        200, ge=2, description="Of a window. As many as a month that may alarm (drift_min_rows)."
+    )
+    quality_min_class_rows: int = Field(
+        20,
+        ge=1,
+        description="Of the rarer answer. The interval of a ROC AUC is 0.3 wide with so few"
+        " (Hanley and McNeil 1982).",
+    )
+    quality_out_of_range_share: float = Field(
+        0.01, ge=0, le=1, description="Of a column's values outside the card's bounds."
+    )
+    quality_missing_share: float = Field(
+        0.99, ge=0, le=1, description="Of a column in the window: with less it teaches nothing."
+    )
+    quality_missing_rise: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Of a month's missing share over the months before it; the largest rise in the"
+        " real data's full months is 0.08.",
+    )
+    quality_unlabelled_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Of answered rows without a label, in a month of validation or in the window;"
+        " labels come selectively, and most of a month bias least (Chapelle 2014).",
+    )
+    quality_duplicate_share: float = Field(
+        0.2, ge=0, le=1, description="Of a month's rows beyond coincidence; real months: 0.006."
+    )
+    quality_repeated_share: float = Field(
+        0.5, ge=0, le=1, description="Of a month's rows that are another month's; real months: 0."
+    )
+    quality_leakage_auc: float = Field(
+        0.98, gt=0.5, le=1, description="ROC AUC that no feature has alone unless it knows."
+    )
 
     @field_validator(
         "candidates",
