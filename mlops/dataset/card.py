@@ -243,6 +243,11 @@ class Card(_Part):
     costs: Costs | None = Field(
         None, description="What the decision threshold is chosen by; without them, by F1."
     )
+    slices: tuple[Name, ...] | None = Field(
+        None,
+        description="Category columns of which no large value may lose badly by a new model;"
+        " without it, all of them.",
+    )
     sample: SampleFile | None = None
     path: Path = Field(description="The card file itself.")
 
@@ -268,6 +273,11 @@ class Card(_Part):
         for name in self.left_out:
             if name in names or name == self.target.column:
                 raise ValueError(f"{name!r} is both left out and used")
+        for name in self.slices or ():
+            if name not in self.categories:
+                raise ValueError(
+                    f"slices names {name!r}, which is no category: {', '.join(self.categories)}"
+                )
         sample = self.sample
         if sample is not None:
             for column, leader in sample.follows.items():
@@ -290,6 +300,11 @@ class Card(_Part):
     def categories(self) -> list[str]:
         """Names of the category features."""
         return [feature.name for feature in self.features if feature.kind == "category"]
+
+    @property
+    def slice_columns(self) -> list[str]:
+        """Names of the categories whose values the gate looks at one by one."""
+        return self.categories if self.slices is None else list(self.slices)
 
     @property
     def drift_features(self) -> list[str]:
