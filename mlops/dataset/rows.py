@@ -12,7 +12,8 @@ import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import date
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FEWEST_ROWS = 50
 """A month with fewer labelled rows does not end a window: a stray request is no month."""
+
+Period = TypeVar("Period", date, str)
 
 _SOURCES_OF_LABELS = ("live", "simulation")
 
@@ -193,7 +196,7 @@ def history_window(connection: Connection, card: Card) -> tuple[str, str]:
                 "run the pipeline prepare"
             ],
         )
-    full = _without_scant_end(counts, FEWEST_ROWS)
+    full = without_scant_end(counts, FEWEST_ROWS)
     if len(full) <= card.time.validation_months:
         full = counts
     return period_of(full[0][0]), period_of(full[-1][0])
@@ -225,7 +228,7 @@ def latest_labelled_window(
             ).format(table=_table(card), labelled=_labelled(card)),
             {"until": until and month_start(until), "names": card.feature_names},
         )
-        counts = _without_scant_end(cursor.fetchall(), fewest_rows)
+        counts = without_scant_end(cursor.fetchall(), fewest_rows)
     if not counts:
         raise DataError(
             f"data.{card.name}",
@@ -234,7 +237,9 @@ def latest_labelled_window(
     return period_of(counts[-months:][0][0]), period_of(counts[-1][0])
 
 
-def _without_scant_end(counts: list[tuple[Any, int]], fewest_rows: int) -> list[tuple[Any, int]]:
+def without_scant_end(
+    counts: list[tuple[Period, int]], fewest_rows: int
+) -> list[tuple[Period, int]]:
     """Return months and their rows without the last ones that have fewer than `fewest_rows`."""
     end = len(counts)
     while end and counts[end - 1][1] < fewest_rows:
