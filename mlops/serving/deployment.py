@@ -94,7 +94,7 @@ def deploy(
     training_id = training_id or latest_training(connection, load_card(settings.card))
     training = read_training(connection, training_id)
     card = training.load_card(settings)
-    lock(connection, _lock_name(card))  # one at a time: there is one link and one champion
+    lock(connection, lock_name(card))  # one at a time: there is one link and one champion
     leaderboard = _leaderboard(connection, training_id)
 
     entry = next(each for each in leaderboard if each["version"])
@@ -164,7 +164,7 @@ def withdraw(
     then. The caller commits; the registry is changed at once.
     """
     settings = settings or get_settings()
-    lock(connection, _lock_name(card))
+    lock(connection, lock_name(card))
     champion = heal_history(connection, card, settings)
     current = current_deployment(connection, card)
     if champion != version or current is None:
@@ -214,7 +214,8 @@ def _last_stay(connection: Connection, card: Card, version: str) -> dict[str, An
     return dict(zip(("training_id", "candidate", "gate"), row, strict=True))
 
 
-def _lock_name(card: Card) -> str:
+def lock_name(card: Card) -> str:
+    """Return the lock that whoever renders a payload or changes production holds."""
     return f"deploy {card.name}"
 
 
