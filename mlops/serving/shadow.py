@@ -108,8 +108,8 @@ def start_shadow(
     """Put a version in shadow, in place of whoever is there, and return it. The caller commits.
 
     It scores what is answered from now on and, given `since`, all rows of that period and later
-    ones. Its payload is rendered if there is none, parity with sklearn included. Of the version that
-    is in shadow already `since` changes, if it is given, and a person's wish makes it a person's.
+    ones. Its payload is rendered if there is none, parity with sklearn included. Of the version
+    that is in shadow already `since` changes, if given, and a person's wish makes it a person's.
 
     Raises ShadowError if it is the version that answers, or of other columns than the card's;
     RegistryError if it has no payload and the registry does not know it; ExportError if ONNX cannot
