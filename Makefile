@@ -5,7 +5,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
-	setup-peers bench-serving bench-load fuzz
+	setup-peers bench-serving bench-load fuzz faults
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -103,6 +103,9 @@ format: setup-dev ## Format the code, and fix what lint can fix itself
 
 test: lint ## Install the test tools, lint, and run all tests
 	.venv/bin/python -m pytest
+
+faults: setup-dev ## Kill every server at every stage of a retrain, and break the rest; half an hour
+	.venv/bin/python -m pytest tests/e2e/test_faults_kills.py --all-stages -s -rfE
 
 compose-test: setup-dev ## Try the containers, and break them; REQUIRED=1 fails where it would skip
 	.venv/bin/python -m pytest tests/compose -s -rfE $(if $(REQUIRED),--required)

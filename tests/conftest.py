@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 # Before anything imports MLflow: its telemetry thread changes os.environ while requests read it,
 # and one of them then fails ("failed with exception '_MLFLOW_TELEMETRY_SESSION_ID'").
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -13,3 +15,19 @@ pytest_plugins = [
     "tests.fixtures.stack",
     "tests.fixtures.grafana",
 ]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-stages",
+        action="store_true",
+        help="kill every server at every stage of a retrain (20 minutes), not a cover of these",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all-stages"):
+        left_out = [item for item in items if item.get_closest_marker("all_stages")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
