@@ -208,8 +208,8 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="Of a month's missing share over the months before it; the largest rise in the"
-        " real data's full months is 0.08.",
+        description="Of a month's missing share over the months before it; real months rise by 0.2 at"
+        " most, one of 80 rows by 0.3.",
     )
     quality_unlabelled_share: float = Field(
         0.5,

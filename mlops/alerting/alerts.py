@@ -33,7 +33,11 @@ from mlops.settings import Settings, get_settings
 
 _LOCK = 0x6D6C6F70  # "mlop": of the one who decides, whichever process it is
 
-Decided = Literal["retrain", "joined", "resolved", "superseded", "ignored", "waits"]
+Decided = Literal["retrain", "joined", "resolved", "superseded", "noted", "ignored", "waits"]
+
+RETRAINING_RULES = frozenset({"Prediction drift", "Performance loss"})
+"""Titles of the rules that start a retrain. What others tell is kept, and starts nothing: a broken
+source is not to be learnt, and that customers are other people says nothing of their answers."""
 
 
 class AlertBodyError(ValueError):
@@ -210,7 +214,8 @@ def decide_waiting(
 ) -> list[Decision]:
     """Decide about every waiting alert, oldest first; return what is new since the last time.
 
-    `rules` are the titles that may start a retrain. One retrain answers all alerts that wait when
+    `rules` are the titles of the rules at work; of these, RETRAINING_RULES start retrains and the
+    others are noted. One retrain answers all alerts that wait when
     it starts: it learns from the latest labelled months, whichever of these drifted. If it fails,
     those that are not over wait again, until each has had `retrain_tries` of them. Commits.
     `report` hears of each decision right after it is stored. Returns nothing if another process is
@@ -284,8 +289,11 @@ class _Deciding:
         decisions: list[Decision | None] = [*self._reopen(production)]
         for alert in self._waiting():
             if alert.rule not in self.rules:
-                reason = f"{alert.rule!r} is no rule that starts a retrain"
+                reason = f"{alert.rule!r} is no rule of the alert files"
                 decisions.append(self._handle(alert, "ignored", reason))
+            elif alert.rule not in RETRAINING_RULES:
+                reason = f"{alert.rule!r} is for people to see: it starts no retrain"
+                decisions.append(self._handle(alert, "noted", reason))
             elif (earlier := self._earlier_retrain(alert)) is not None:
                 decisions.append(self._handle(alert, "retrain", "was started", earlier))
             elif alert.status == "resolved":
@@ -306,6 +314,8 @@ class _Deciding:
         """Have the alerts wait again whose retrain failed, unless they are over or answered since.
 
         A retrain that a person cancelled is not started again: that was an answer, too.
+        Nor is one whose rows were refused (`ops.data_checks`): a fault of data does not heal by
+        trying, and the next month in drift, or a person, starts another.
         Their `retrain` is forgotten, so that the next try gets an id of its own; `ops.retrains`
         keeps the alert that started each.
         """
@@ -320,6 +330,8 @@ class _Deciding:
                 "      OR alert.body->'labels'->>'model_version' = %(production)s)"
                 " AND failed.id = alert.retrain AND failed.card = %(card)s"
                 " AND failed.outcome = 'failed' AND NOT failed.cancelled"
+                " AND NOT EXISTS (SELECT 1 FROM ops.data_checks AS checked"
+                "                 WHERE checked.training_id = failed.id AND NOT checked.passed)"
                 " AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later"
                 "                 WHERE later.card = failed.card"
                 "                 AND later.started_at > failed.started_at"

@@ -1,8 +1,12 @@
-"""The error of data that cannot be used; it tells all that is wrong, not only the first fault."""
+"""The errors of data that cannot be used; they tell all that is wrong, not only the first fault."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlops.dataset.quality import Finding
 
 MOST_PROBLEMS = 10
 """So many problems of one file are told; the rest is counted."""
@@ -22,3 +26,25 @@ class DataError(ValueError):
         if len(self.problems) > MOST_PROBLEMS:
             shown.append(f"  - and {len(self.problems) - MOST_PROBLEMS} more")
         super().__init__("\n".join([f"{source} cannot be used:", *shown]))
+
+
+class DataQualityError(DataError):
+    """Rows that no model may be fitted on: nothing was fitted, and the champion stays.
+
+    `findings` are those that refuse (`mlops.dataset.quality`); each of them stands in the message,
+    whole.
+    """
+
+    def __init__(self, source: str, findings: Sequence[Finding]) -> None:
+        super().__init__(source, [finding.message for finding in findings])
+        self.findings = list(findings)
+        self.args = (
+            "\n".join(
+                [
+                    f"{source}: refused before a fit, {len(self.findings)} finding(s):",
+                    *(f"  - {finding.check}: {finding.message}" for finding in self.findings),
+                    "Mend the rows (or their source) and start the training again; what is right "
+                    "all the same is accepted by a setting (MLOPS_QUALITY_…, mlops/settings.py).",
+                ]
+            ),
+        )

@@ -169,6 +169,49 @@ def load_future(connection: Connection, card: Card, start: str, end: str) -> pd.
     return frame
 
 
+def label_arrivals(connection: Connection, card: Card, start: str, end: str) -> pd.DataFrame:
+    """Return how far labels have come for the predictions of `start` to `end` that may be learnt.
+
+    One row a period (index) with rows `answered` and `labelled`, the mean scores of rows with and
+    without a label (`labelled_score`, `unlabelled_score`, NaN where there is none) and the scores'
+    standard deviation (`score_std`). Of a month that was simulated for several versions, which
+    brings the same customers again, the best labelled one counts.
+    """
+    clauses, values = _between(start, end)
+    with connection.cursor() as cursor:
+        text = cursor.mogrify(sql.SQL(" AND ").join(clauses), values).decode()
+        cursor.execute(
+            sql.SQL(
+                """
+                SELECT period, sum(answered)::integer, sum(labelled)::integer,
+                    sum(with_label) / nullif(sum(labelled), 0),
+                    sum(without) / nullif(sum(answered - labelled), 0),
+                    sqrt(greatest(0, sum(squares) / sum(answered)
+                        - ((sum(with_label) + sum(without)) / sum(answered)) ^ 2))
+                FROM (
+                    SELECT DISTINCT ON (period, purpose) * FROM (
+                        SELECT period, purpose, count(*) AS answered, count(label) AS labelled,
+                            coalesce(sum(probability) FILTER (WHERE label IS NOT NULL), 0)
+                                AS with_label,
+                            coalesce(sum(probability) FILTER (WHERE label IS NULL), 0) AS without,
+                            sum(probability ^ 2) AS squares
+                        FROM serving.predictions WHERE {} AND {}
+                        GROUP BY period, purpose,
+                            CASE purpose WHEN 'simulation' THEN model_version END
+                    ) AS played ORDER BY period, purpose, labelled DESC, answered DESC
+                ) AS months GROUP BY period ORDER BY period
+                """
+            ).format(_learnable(card), sql.SQL(text.replace("%", "%%"))),
+            {"names": card.feature_names},
+        )
+        rows = cursor.fetchall()
+    columns = ["answered", "labelled", "labelled_score", "unlabelled_score", "score_std"]
+    index = pd.Index([period_of(row[0]) for row in rows], dtype=object, name=PERIOD)
+    return pd.DataFrame([row[1:] for row in rows], index=index, columns=columns).astype(
+        {"answered": int, "labelled": int, **dict.fromkeys(columns[2:], float)}
+    )
+
+
 def history_window(connection: Connection, card: Card) -> tuple[str, str]:
     """Return first and last period of the file's rows that may be learnt from.
 
@@ -356,12 +399,17 @@ def _after_history(card: Card) -> sql.Composable:
 
 
 def _labelled(card: Card) -> sql.Composable:
-    """The predictions that may be learnt from; takes `names`, the card's features.
+    """The predictions that may be learnt from; takes `names`, the card's features."""
+    return sql.SQL("label IS NOT NULL AND {}").format(_learnable(card))
+
+
+def _learnable(card: Card) -> sql.Composable:
+    """The predictions that may be learnt from once they have a label; takes `names`.
 
     The log is one for all cards: rows with a feature that this card does not know are another's.
     """
     return sql.SQL(
-        "label IS NOT NULL AND purpose IN ({purposes}) AND {after} "
+        "purpose IN ({purposes}) AND {after} "
         "AND features <> '{{}}' AND features - %(names)s::text[] = '{{}}'"
     ).format(
         purposes=sql.SQL(", ").join(map(sql.Literal, _SOURCES_OF_LABELS)),

@@ -19,10 +19,10 @@ from psycopg2.extras import Json
 from mlops.dataset.card import Card
 from mlops.dataset.rows import data_digest, load_window
 from mlops.dataset.timeline import month_start
-from mlops.dataset.windows import split_window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import load_candidates, make_classifier
+from mlops.training.data_checks import require_quality
 from mlops.training.errors import TrainingError
 from mlops.training.records import Training, find_training, lock, read_training
 
@@ -42,8 +42,9 @@ def start_training(
 ) -> Training:
     """Record a training on the periods `start` to `end`, and return it; again, nothing changes.
 
-    Raises DataError if the window cannot be cut into fitting and validation, CandidatesError if an
-    entry of the candidates cannot be used, TrainingError if the id is of another training.
+    Raises DataQualityError if its rows are not fit to be learnt from or the window cannot be cut
+    into fitting and validation (`ops.data_checks` keeps why), CandidatesError if an entry of the
+    candidates cannot be used, TrainingError if the id is of another training.
     """
     settings = settings or get_settings()
     for candidate in load_candidates(settings.candidates).values():
@@ -58,7 +59,7 @@ def start_training(
             )
         return known
     frame = load_window(connection, card, start, end)
-    split_window(frame, card.time.validation_months)
+    require_quality(connection, card, frame, start, end, training_id, settings)
     training = Training(training_id, card.name, cause, start, end, data_digest(frame))
     with connection.cursor() as cursor:
         cursor.execute(
