@@ -310,3 +310,121 @@ CREATE TABLE IF NOT EXISTS grafana.shadow_comparison (
 );
 
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notified_at timestamptz;
+
+-- The ROC AUC of the reference less that of the counted labels, and the lower end of its interval.
+ALTER TABLE grafana.evidently_metrics
+    ADD COLUMN IF NOT EXISTS roc_auc_loss double precision,
+    ADD COLUMN IF NOT EXISTS roc_auc_loss_low double precision;
+
+-- Each column of each month, and since when it has been as it is: the first month of the unbroken
+-- run, among those that the version answered, in which it drifted, or missed more than it may.
+CREATE OR REPLACE VIEW grafana.column_history AS
+WITH months AS (
+    SELECT *,
+           count(*) FILTER (WHERE drifted IS NOT TRUE) OVER earlier AS drift_run,
+           count(*) FILTER (WHERE NOT missing_more) OVER earlier AS missing_run
+    FROM grafana.column_drift
+    WINDOW earlier AS (PARTITION BY model_version, column_name ORDER BY period)
+)
+SELECT model_version, period, column_name, kind, distance, noise, drifted, missing_share,
+       reference_missing_share, missing_more, update_time,
+       CASE WHEN drifted THEN min(period) FILTER (WHERE drifted)
+           OVER (PARTITION BY model_version, column_name, drift_run) END AS drifted_since,
+       CASE WHEN missing_more THEN min(period) FILTER (WHERE missing_more)
+           OVER (PARTITION BY model_version, column_name, missing_run) END AS missing_since
+FROM months;
+
+-- A rollback writes its hold before anything else, so that one that was killed is known for what it
+-- was: from which version to which, and whether it got there.
+ALTER TABLE ops.holds
+    ADD COLUMN IF NOT EXISTS rolled_from text,
+    ADD COLUMN IF NOT EXISTS rolled_to text,
+    ADD COLUMN IF NOT EXISTS done_at timestamptz;
+
+-- Every decision of the gate, also of those that kept the champion, and of what a person decided.
+CREATE TABLE IF NOT EXISTS ops.gate_decisions (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    card        text NOT NULL,
+    challenger  text NOT NULL,
+    champion    text,
+    training_id text,
+    cause       text NOT NULL,
+    promote     boolean NOT NULL,
+    reason      text NOT NULL,
+    numbers     jsonb NOT NULL,
+    decided_at  timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX IF NOT EXISTS gate_decisions_by_challenger ON ops.gate_decisions (card, challenger);
+
+-- Stays that were written before these columns were there.
+UPDATE ops.deployments d SET
+    began = coalesce(began, CASE
+        WHEN cause LIKE '%interrupted before this row was written' THEN 'healed'
+        WHEN cause LIKE 'version % was refused%' THEN 'withdrawn'
+        WHEN (gate -> 'numbers' ->> 'champion') IS NULL THEN 'first'
+        ELSE 'gate' END),
+    retired_by = coalesce(retired_by, (
+        SELECT later.model_version FROM ops.deployments later
+        WHERE later.card = d.card AND later.id > d.id
+          AND later.deployed_at - d.retired_at < interval '1 second'
+        ORDER BY later.id LIMIT 1))
+WHERE began IS NULL;
+
+-- The life of every version: a row a stay in production, and one for each that never was there.
+CREATE OR REPLACE VIEW ops.version_history AS
+WITH trained AS (
+    SELECT t.card, entry ->> 'version' AS model_version, entry ->> 'candidate' AS candidate,
+           (entry ->> 'rank')::integer AS rank, t.id AS training_id, t.cause AS training_cause,
+           t.window_start, t.window_end, t.finished_at AS trained_at,
+           (entry #>> '{metrics,fitting_rows}')::double precision AS fitted_rows,
+           (entry #>> '{metrics,fitting_rows}')::double precision
+               * (entry #>> '{metrics,fitting_positive_rate}')::double precision AS fitted_positives,
+           (entry #>> '{metrics,validation_rows}')::double precision AS validation_rows,
+           (entry #>> '{metrics,validation_roc_auc}')::double precision AS validation_roc_auc,
+           (entry #>> '{metrics,validation_brier}')::double precision AS validation_brier
+    FROM ops.trainings t CROSS JOIN LATERAL jsonb_array_elements(t.leaderboard) AS entry
+    WHERE entry ->> 'version' IS NOT NULL
+), lives AS (
+    SELECT coalesce(d.card, t.card) AS card,
+           coalesce(d.model_version, t.model_version) AS model_version,
+           coalesce(t.candidate, d.candidate) AS candidate,
+           coalesce(t.training_id, d.training_id) AS training_id,
+           t.rank, t.training_cause, t.window_start, t.window_end, t.trained_at, t.fitted_rows,
+           round(t.fitted_positives) AS fitted_positives, t.validation_rows, t.validation_roc_auc,
+           t.validation_brier, d.id AS stay, d.began, d.cause AS began_because,
+           d.deployed_at AS production_from, d.retired_at AS production_until, d.retired_by,
+           d.gate AS own_gate
+    FROM trained t
+    FULL JOIN ops.deployments d ON d.card = t.card AND d.model_version = t.model_version
+), judged AS (
+    SELECT l.*, r.id AS retrain, r.alert, r.cause AS retrain_cause,
+           coalesce(l.own_gate, g.gate, CASE WHEN r.challenger = l.model_version THEN
+               jsonb_build_object('promote', r.outcome = 'promoted', 'reason', r.reason,
+                                  'numbers', r.gate) END) AS gate
+    FROM lives l
+    LEFT JOIN LATERAL (
+        SELECT jsonb_build_object('promote', promote, 'reason', reason, 'numbers', numbers) AS gate
+        FROM ops.gate_decisions d WHERE d.card = l.card AND d.challenger = l.model_version
+        ORDER BY d.id DESC LIMIT 1) g ON true
+    LEFT JOIN LATERAL (
+        SELECT * FROM ops.retrains r WHERE r.training_id = l.training_id
+        ORDER BY r.started_at DESC LIMIT 1) r ON true
+)
+SELECT card, model_version, candidate, rank, training_id, training_cause, retrain, alert,
+       retrain_cause, window_start, window_end, fitted_rows, fitted_positives, validation_rows,
+       validation_roc_auc, validation_brier, trained_at, stay, began, began_because,
+       production_from, production_until, retired_by,
+       (gate ->> 'promote')::boolean AS gate_promote, gate #>> '{numbers,rule}' AS gate_rule,
+       gate ->> 'reason' AS gate_reason,
+       (gate #>> '{numbers,rows}')::integer AS gate_rows,
+       (gate #>> '{numbers,challenger_roc_auc}')::double precision AS gate_roc_auc,
+       gate #>> '{numbers,champion}' AS gate_champion,
+       (gate #>> '{numbers,champion_roc_auc}')::double precision AS gate_champion_roc_auc,
+       (gate #>> '{numbers,roc_auc,difference}')::double precision AS roc_auc_difference,
+       (gate #>> '{numbers,roc_auc,low}')::double precision AS roc_auc_low,
+       (gate #>> '{numbers,roc_auc,high}')::double precision AS roc_auc_high,
+       (gate #>> '{numbers,brier,difference}')::double precision AS brier_difference,
+       (gate #>> '{numbers,brier,low}')::double precision AS brier_low,
+       (gate #>> '{numbers,brier,high}')::double precision AS brier_high,
+       gate
+FROM judged;

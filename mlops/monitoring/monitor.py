@@ -1,15 +1,16 @@
 """Measure every month that a version has answered: drift, and performance where labels are known.
 
-Reads the logged predictions and the version's reference, writes `grafana.evidently_metrics` and one
-HTML report a month. It raises no alarm: that is the alert rule's part, which reads what is written
-here. Running it again measures again and replaces, so it may be interrupted and repeated.
+Reads the logged predictions and the version's reference, writes `grafana.evidently_metrics`,
+`grafana.column_drift` and one HTML report a month. It raises no alarm: that is the part of the
+alert rules, which read what is written here. Running it again measures again and replaces, so it
+may be interrupted and repeated.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from typing import Any
 import pandas as pd
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
+from psycopg2.extras import execute_values
 
 from mlops.dataset.card import PERIOD, TARGET, Card
 from mlops.dataset.rows import from_features
 from mlops.dataset.timeline import month_start, period_of
-from mlops.monitoring.drift import SCORE, Drift, measure_drift, missing_share
+from mlops.monitoring.confidence import estimate_performance
+from mlops.monitoring.drift import SCORE, ColumnDrift, Drift, measure_drift, missing_share
 from mlops.registry.models import RegistryError, current_deployment, get_version
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
@@ -41,7 +44,14 @@ class NothingToMonitorError(RuntimeError):
 
 @dataclass(frozen=True)
 class MonthMetrics:
-    """One row of `grafana.evidently_metrics`; None where there was too little to measure."""
+    """One row of `grafana.evidently_metrics`; None where there was too little to measure.
+
+    Accuracy, ROC AUC, Brier and positive rate are the month's own. What follows `labelled_count` is
+    of the labels that count for an alarm: the month's own and, while these are fewer than
+    `drift_min_rows`, those of the months before it, back to `labelled_since`. Ends of intervals are
+    the bootstrap's; `roc_auc_loss` is the reference's ROC AUC less theirs, `calibration_gap` their
+    mean score less their positive rate.
+    """
 
     model_version: str
     period: str
@@ -55,6 +65,16 @@ class MonthMetrics:
     roc_auc: float | None = None
     brier: float | None = None
     positive_rate: float | None = None
+    labelled_count: int = 0
+    labelled_since: str | None = None
+    roc_auc_low: float | None = None
+    roc_auc_high: float | None = None
+    reference_roc_auc: float | None = None
+    roc_auc_loss: float | None = None
+    roc_auc_loss_low: float | None = None
+    calibration_gap: float | None = None
+    calibration_gap_low: float | None = None
+    calibration_gap_high: float | None = None
 
 
 def monitor(
@@ -79,12 +99,15 @@ def monitor(
     reference = load_reference(card, version, settings)
     threshold = load_threshold(card, version, settings)
     measured = []
+    earlier: list[pd.DataFrame] = []
     for period in periods:
         current = load_current(connection, card, version, period)
         metrics, drift = measure_month(
-            reference, current, card, version, period, threshold, settings
+            reference, current, card, version, period, threshold, settings, earlier=earlier
         )
+        earlier.append(_labelled(current))
         store_metrics(connection, metrics)
+        store_columns(connection, version, period, drift.by_column if drift else ())
         if drift and drift.html_report:
             path = settings.reports_dir / version / f"{period}.html"
             _write_atomically(path, drift.html_report)
@@ -102,35 +125,82 @@ def measure_month(
     threshold: float,
     settings: Settings,
     with_report: bool = True,
+    *,
+    earlier: Sequence[pd.DataFrame] = (),
 ) -> tuple[MonthMetrics, Drift | None]:
     """Return the metrics of one month, and its drift unless the month is smaller than 20 rows.
 
-    `current` is what `load_current` returns, `threshold` what the version decides at.
-    `with_report` has the drift bring Evidently's page, as in `measure_drift`.
+    `current` is what `load_current` returns, `threshold` what the version decides at. `with_report`
+    adds Evidently's page to the drift. `earlier` are the months before that the same version
+    answered, oldest first (columns score, target, period are enough): while the month has too few
+    labels for an alarm, theirs count with it. It reads and writes no table and no file.
     """
-    performance = measure_performance(current, threshold)
+    measured: dict[str, Any] = {
+        **measure_performance(current, threshold),
+        **measure_confidence(reference, current, earlier, settings),
+    }
+    drift = None
     if len(current) < SMALLEST_MONTH:
-        metrics = MonthMetrics(
-            version,
-            period,
-            len(current),
-            share_missing_values=missing_share(current, card),
-            **performance,
-        )
-        return metrics, None
-    drift = measure_drift(reference, current, card, with_report=with_report, settings=settings)
-    metrics = MonthMetrics(
-        version,
-        period,
-        len(current),
-        prediction_drift=drift.prediction_drift,
-        prediction_drift_noise=drift.prediction_drift_noise,
-        num_drifted_columns=drift.num_drifted_columns,
-        share_drifted_columns=drift.share_drifted_columns,
-        share_missing_values=drift.share_missing_values,
-        **performance,
+        measured["share_missing_values"] = missing_share(current, card)
+    else:
+        drift = measure_drift(reference, current, card, with_report=with_report, settings=settings)
+        measured |= {
+            name: getattr(drift, name)
+            for name in (
+                "prediction_drift",
+                "prediction_drift_noise",
+                "num_drifted_columns",
+                "share_drifted_columns",
+                "share_missing_values",
+            )
+        }
+    return MonthMetrics(version, period, len(current), **measured), drift
+
+
+def measure_confidence(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    earlier: Sequence[pd.DataFrame],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return how far performance is known: the fields of `MonthMetrics` from `labelled_count` on.
+
+    Empty while the month itself has no label: the months before it have been judged already.
+    """
+    counted = _labelled(current)
+    if counted.empty:
+        return {}
+    for month in reversed(earlier):
+        if len(counted) >= settings.drift_min_rows:
+            break
+        counted = pd.concat([_labelled(month), counted], ignore_index=True)
+    # A reference is validation, labelled throughout.
+    judged = _labelled(reference) if TARGET in reference else counted.head(0)
+    found = estimate_performance(
+        counted[TARGET],
+        counted[SCORE],
+        judged[TARGET],
+        judged[SCORE],
+        settings.signal_confidence,
+        settings.seed,
     )
-    return metrics, drift
+    low, high = found.roc_auc_interval or (None, None)
+    return {
+        "labelled_count": len(counted),
+        "labelled_since": str(counted[PERIOD].min()),
+        "roc_auc_low": low,
+        "roc_auc_high": high,
+        "reference_roc_auc": found.reference_roc_auc,
+        "roc_auc_loss": found.roc_auc_loss,
+        "roc_auc_loss_low": found.roc_auc_loss_low,
+        "calibration_gap": found.calibration_gap,
+        "calibration_gap_low": found.calibration_interval.low,
+        "calibration_gap_high": found.calibration_interval.high,
+    }
+
+
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.loc[frame[TARGET].notna(), [SCORE, TARGET, PERIOD]]
 
 
 def measure_performance(current: pd.DataFrame, threshold: float) -> dict[str, Any]:
@@ -221,7 +291,12 @@ def _run_id(card: Card, version: str, settings: Settings) -> str:
 
 def store_metrics(connection: Connection, metrics: MonthMetrics) -> None:
     """Write one month's row, replacing what was measured before; the caller commits."""
-    values = {**asdict(metrics), "period": month_start(metrics.period)}
+    since = metrics.labelled_since
+    values = {
+        **asdict(metrics),
+        "period": month_start(metrics.period),
+        "labelled_since": month_start(since) if since else None,
+    }
     names = list(values)
     statement = sql.SQL(
         "INSERT INTO grafana.evidently_metrics ({columns}, update_time)"
@@ -235,6 +310,25 @@ def store_metrics(connection: Connection, metrics: MonthMetrics) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
+
+
+def store_columns(
+    connection: Connection, version: str, period: str, columns: Iterable[ColumnDrift]
+) -> None:
+    """Replace what is stored of a month's columns by `columns`; the caller commits."""
+    names = [field.name for field in fields(ColumnDrift)]
+    key = (version, month_start(period))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM grafana.column_drift WHERE model_version = %s AND period = %s", key
+        )
+        execute_values(
+            cursor,
+            sql.SQL("INSERT INTO grafana.column_drift (model_version, period, {}) VALUES %s")
+            .format(sql.SQL(", ").join(map(sql.Identifier, names)))
+            .as_string(cursor),
+            [(*key, *(getattr(column, name) for name in names)) for column in columns],
+        )
 
 
 def _production_version(connection: Connection, card: Card) -> str:

@@ -16,7 +16,8 @@ import pytest
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.sources import read_source
 from mlops.dataset.windows import split_window
-from mlops.monitoring.drift import SCORE, Drift, measure_drift, sampling_noise
+from mlops.monitoring.confidence import wasserstein, wasserstein_noise
+from mlops.monitoring.drift import SCORE, Drift, measure_drift
 from mlops.settings import Settings
 from mlops.training.candidates import get_candidate
 from mlops.training.fit import fit_pipeline, score_window
@@ -90,15 +91,10 @@ def test_months_drawn_from_the_reference_itself_hardly_ever_alarm(
     generator = np.random.default_rng(1)
     print("\nrows  mean drift  above 0.1  above 0.1 and chance")
     for rows in (200, 400, 1000):
-        noise = sampling_noise(scores, rows, settings.seed)
-        # What Evidently's method is, on draws that the noise has not seen.
-        from scipy.stats import wasserstein_distance
-
+        noise = wasserstein_noise(scores, rows, settings.signal_confidence, settings.seed)
+        # On draws that the noise has not seen.
         drifts = np.array(
-            [
-                wasserstein_distance(scores, generator.choice(scores, rows)) / np.std(scores)
-                for _ in range(2000)
-            ]
+            [wasserstein(scores, generator.choice(scores, rows)) for _ in range(2000)]
         )
         bare = np.mean(drifts > settings.prediction_drift_threshold)
         alarms = np.mean(drifts > max(settings.prediction_drift_threshold, noise))

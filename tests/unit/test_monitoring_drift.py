@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlops.dataset.card import Card, load_card
-from mlops.monitoring.drift import SCORE, measure_drift, missing_share, sampling_noise
+from mlops.monitoring.drift import SCORE, measure_drift, missing_share
 from mlops.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
@@ -132,30 +132,3 @@ def test_missing_cells_are_counted_over_all_features(card: Card) -> None:
     frame.loc[:4, "age"] = np.nan
     frame.loc[:1, "job"] = ""
     assert missing_share(frame, card) == pytest.approx(7 / (10 * len(card.features)))
-
-
-def test_noise_is_what_one_in_a_hundred_quiet_months_exceeds() -> None:
-    generator = np.random.default_rng(5)
-    scores = generator.beta(1, 10, 3000)
-    noise = {rows: sampling_noise(scores, rows, seed=42) for rows in (50, 200, 1000)}
-    assert noise[50] > noise[200] > noise[1000]
-    assert noise[200] > SETTINGS.prediction_drift_threshold  # why the threshold alone is not enough
-    from scipy.stats import wasserstein_distance
-
-    quiet = [
-        wasserstein_distance(scores, generator.beta(1, 10, 200)) / scores.std() for _ in range(300)
-    ]
-    assert np.mean(np.array(quiet) > noise[200]) < 0.05
-
-
-def test_noise_is_the_same_for_the_same_seed_and_in_evidentlys_unit(card: Card) -> None:
-    reference = sample(card, 1000)
-    assert sampling_noise(reference[SCORE].to_numpy(), 100, 1) == sampling_noise(
-        reference[SCORE].to_numpy(), 100, 1
-    )
-    constant = reference.assign(**{SCORE: reference[SCORE].mean()})
-    by_evidently = measure_drift(reference, constant, card, settings=SETTINGS).prediction_drift
-    from scipy.stats import wasserstein_distance
-
-    by_scipy = wasserstein_distance(reference[SCORE], constant[SCORE]) / np.std(reference[SCORE])
-    assert by_evidently == pytest.approx(by_scipy)
