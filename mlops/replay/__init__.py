@@ -1,0 +1,1 @@
+"""Months played as life would, to see what retraining is worth."""
