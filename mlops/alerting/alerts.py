@@ -20,10 +20,12 @@ from psycopg2.extras import Json
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
 
 from mlops.alerting.retrains import (
+    Ages,
     RetrainRunningError,
     Trigger,
     TriggerError,
     fail_stale_retrains,
+    has_begun,
     new_retrain_id,
     request_retrain,
     unfinished_retrain,
@@ -211,15 +213,17 @@ def decide_waiting(
     rules: Collection[str],
     settings: Settings | None = None,
     report: Callable[[Decision], None] = lambda decision: None,
+    ages: Ages | None = None,
 ) -> list[Decision]:
     """Decide about every waiting alert, oldest first; return what is new since the last time.
 
     `rules` are the titles of the rules at work; of these, RETRAINING_RULES start retrains and the
-    others are noted. One retrain answers all alerts that wait when
-    it starts: it learns from the latest labelled months, whichever of these drifted. If it fails,
+    others are noted. One retrain answers all alerts that come before its training
+    has begun: it learns from the latest labelled months, whichever of these drifted. If it fails,
     those that are not over wait again, until each has had `retrain_tries` of them. Commits.
     `report` hears of each decision right after it is stored. Returns nothing if another process is
-    deciding at this moment.
+    deciding at this moment. `ages` are kept from pass to pass, so that a clock that jumps makes no
+    retrain look old.
     """
     settings = settings or get_settings()
     with connection.cursor() as cursor:
@@ -230,7 +234,7 @@ def decide_waiting(
         return []
     try:
         decisions = []
-        for decision in _Deciding(connection, card, trigger, rules, settings).decide():
+        for decision in _Deciding(connection, card, trigger, rules, settings, ages).decide():
             report(decision)
             decisions.append(decision)
         return decisions
@@ -275,7 +279,9 @@ class _Deciding:
         trigger: Trigger,
         rules: Collection[str],
         settings: Settings,
+        ages: Ages | None = None,
     ) -> None:
+        self.ages = ages
         self.connection = connection
         self.card = card
         self.trigger = trigger
@@ -283,7 +289,7 @@ class _Deciding:
         self.settings = settings
 
     def decide(self) -> list[Decision]:
-        fail_stale_retrains(self.connection, self.card, self.settings)
+        fail_stale_retrains(self.connection, self.card, self.settings, self.ages)
         candidates: list[_Waiting] = []
         production = self._production()
         decisions: list[Decision | None] = [*self._reopen(production)]
@@ -366,6 +372,10 @@ class _Deciding:
             return []
         running = unfinished_retrain(self.connection, self.card)
         begun = [a for a in candidates if a.retrain is not None and a.retrain == running]
+        if running is not None and not begun and not has_begun(self.connection, running):
+            # It will learn from what is labelled then, which is all that these alerts are about.
+            reason = "came before it had taken its rows"
+            return [self._handle(alert, "joined", reason, running) for alert in candidates]
         obstacle = None if begun else self._obstacle(running)
         if obstacle is not None:
             return [self._wait(alert, obstacle) for alert in candidates]
@@ -399,8 +409,11 @@ class _Deciding:
             return f"retrain {running} is under way"
         with self.connection.cursor() as cursor:
             cursor.execute(
+                # One that ended in the future ended before the clock was put back: long ago, for all
+                # that is known, and its cool-down must not last for as long as the clock jumped.
                 "SELECT max(finished_at) FROM ops.retrains WHERE card = %s"
-                " AND finished_at > clock_timestamp() - make_interval(secs => %s)",
+                " AND finished_at > clock_timestamp() - make_interval(secs => %s)"
+                " AND finished_at <= clock_timestamp()",
                 (self.card.name, self.settings.retrain_cool_down_s),
             )
             row = cursor.fetchone()

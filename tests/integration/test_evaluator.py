@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from mlops.alerting.evaluator import Evaluator, QueryError, hand_over, main, to_
 from mlops.alerting.rules import RULES_FOLDER, load_provisioning, provisioning_environment
 from mlops.database import connect
 from mlops.settings import ROOT, Settings
+from tests.fixtures.alerts import copy_drift_rule, shipped_rule
 from tests.fixtures.waiting import await_
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -271,7 +271,7 @@ def test_postgres_away_costs_time_and_no_alert(
 
 
 def test_a_rules_query_can_write_nothing(database: Settings, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(RULES_FOLDER, tmp_path / "alerting"))
+    folder = copy_drift_rule(tmp_path / "alerting")
     path = folder / "prediction_drift.yaml"
     content = yaml.safe_load(path.read_text())
     query = content["groups"][0]["rules"][0]["data"][0]["model"]
@@ -294,9 +294,12 @@ def test_a_rules_query_can_write_nothing(database: Settings, tmp_path: Path) -> 
 def test_a_result_that_is_no_time_series_is_an_error(
     database: Settings, names: list[str], row: tuple[Any, ...], said: str
 ) -> None:
-    (rule,) = load_provisioning(provisioning_environment(database)).rules
+    rule = shipped_rule(provisioning_environment(database))
     with pytest.raises(QueryError, match=said):
         to_samples(rule, names, [row])
+
+
+RULE_UIDS = {path.stem for path in RULES_FOLDER.glob("*.yaml")} - {"contact_points"}
 
 
 def evaluations(settings: Settings) -> dict[str, datetime]:
@@ -316,9 +319,9 @@ def test_each_evaluation_of_a_rule_is_recorded(
     )
     evaluator = start()
     play(evaluator, 0, 9)  # one evaluation, without any alert
-    assert evaluations(database) == {"prediction_drift": START}
+    assert evaluations(database) == dict.fromkeys(RULE_UIDS, START)
     play(evaluator, 10, 19)
-    assert evaluations(database) == {"prediction_drift": START + timedelta(seconds=10)}
+    assert evaluations(database) == dict.fromkeys(RULE_UIDS, START + timedelta(seconds=10))
 
 
 def test_an_evaluation_that_cannot_be_recorded_keeps_the_states_as_they_were(
@@ -385,7 +388,7 @@ def test_a_hand_over_says_that_postgres_is_away(
 
 
 def test_a_series_is_reduced_to_its_last_value_and_nulls_are_dropped(database: Settings) -> None:
-    (rule,) = load_provisioning(provisioning_environment(database)).rules
+    rule = shipped_rule(provisioning_environment(database))
     rows = [
         (START, 0.5, "a"),
         (START + timedelta(1), 0.2, "a"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from mlops.alerting.alerts import RETRAINING_RULES
 from mlops.alerting.rules import (
     RULES_FOLDER,
+    Rule,
     UnsupportedRuleError,
     expand,
     load_provisioning,
@@ -21,14 +22,16 @@ from mlops.alerting.rules import (
     render,
 )
 from mlops.settings import Settings
+from tests.fixtures.alerts import copy_drift_rule, shipped_rule
 
 ENVIRONMENT = {"MLOPS_LISTENER_URL": "http://127.0.0.1:1", "MLOPS_WEBHOOK_TOKEN": "to$ken"}
 RULE_FILE = "prediction_drift.yaml"
+SETTINGS = Settings(_env_file=None)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(RULES_FOLDER, tmp_path / "alerting"))
+    return copy_drift_rule(tmp_path / "alerting")
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -45,16 +48,45 @@ def refusal(folder: Path) -> str:
     return str(refused.value)
 
 
-def test_the_shipped_rule_uses_the_thresholds_of_the_settings() -> None:
-    settings = Settings(_env_file=None)
-    (rule,) = load_provisioning(ENVIRONMENT).rules
-    assert (rule.comparison, rule.threshold) == ("gt", settings.prediction_drift_threshold)
-    assert f"row_count >= {settings.drift_min_rows}\n" in rule.sql
+@pytest.mark.parametrize(
+    ("uid", "threshold", "counted"),
+    [
+        ("prediction_drift", SETTINGS.prediction_drift_threshold, "row_count"),
+        ("performance_loss", 1, "labelled_count"),  # margins, of which there are two
+        ("missing_data", SETTINGS.missing_margin, "row_count"),
+        ("data_drift", SETTINGS.drifted_columns_threshold, "row_count"),
+    ],
+)
+def test_a_shipped_rule_uses_the_figures_of_the_settings(
+    uid: str, threshold: float, counted: str
+) -> None:
+    rule = shipped_rule(ENVIRONMENT, uid)
+    assert (rule.comparison, rule.threshold) == ("gt", threshold)
+    assert f"WHERE {counted} >= {SETTINGS.drift_min_rows}\n" in rule.sql
     assert (rule.no_data_state, rule.error_state) == ("OK", "KeepLast")
 
 
-def test_a_pending_alert_can_be_seen_and_a_firing_one_comes_soon() -> None:
-    (rule,) = load_provisioning(ENVIRONMENT).rules
+def test_the_margins_of_performance_are_those_of_the_settings() -> None:
+    rule = shipped_rule(ENVIRONMENT, "performance_loss")
+    assert f"roc_auc_loss / {SETTINGS.auc_loss_margin:g}," in rule.sql
+    assert f"abs(calibration_gap) / {SETTINGS.calibration_margin:g}," in rule.sql
+    said = rule.annotations["description"]
+    assert f"ROC AUC {SETTINGS.auc_loss_margin:g} below validation" in said
+    assert f"mean score {SETTINGS.calibration_margin:g} beside" in said
+
+
+def test_every_rule_is_known_by_what_becomes_of_it() -> None:
+    titles = {rule.title for rule in load_provisioning(ENVIRONMENT).rules}
+    assert titles > RETRAINING_RULES
+    noted = titles - RETRAINING_RULES
+    assert noted == {"Missing data", "Data drift"}
+    for rule in load_provisioning(ENVIRONMENT).rules:
+        retrains = "starts the pipeline retrain" in rule.annotations["description"]
+        assert retrains == (rule.title in RETRAINING_RULES)
+
+
+@pytest.mark.parametrize("rule", load_provisioning(ENVIRONMENT).rules, ids=lambda rule: rule.uid)
+def test_a_pending_alert_can_be_seen_and_a_firing_one_comes_soon(rule: Rule) -> None:
     assert rule.lasting >= rule.interval
     assert rule.interval + rule.lasting + rule.group_wait <= timedelta(seconds=30)
     assert rule.group_interval <= rule.repeat_interval

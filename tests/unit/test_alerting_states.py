@@ -11,6 +11,7 @@ import pytest
 from mlops.alerting.notification import group_alerts, notification_body
 from mlops.alerting.rules import Rule, Webhook, load_provisioning
 from mlops.alerting.states import AlertState, Sample, advance, alert_labels, fingerprint
+from tests.fixtures.alerts import shipped_rule
 
 ENVIRONMENT = {"MLOPS_LISTENER_URL": "http://127.0.0.1:1", "MLOPS_WEBHOOK_TOKEN": "t"}
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -24,7 +25,7 @@ def at(seconds: float) -> datetime:
 
 @pytest.fixture
 def rule() -> Rule:
-    (shipped,) = load_provisioning(ENVIRONMENT).rules
+    shipped = shipped_rule(ENVIRONMENT)
     return replace(
         shipped,
         interval=timedelta(seconds=10),

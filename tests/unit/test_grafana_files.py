@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mlops.alerting.rules import load_provisioning
 from mlops.monitoring.dashboards import SCRAPE_INTERVAL_S, load_dashboard
 from mlops.settings import ROOT, Settings
 from predictor import metrics
+from tests.fixtures.alerts import shipped_rule
 
 GRAFANA = ROOT / "grafana"
 FILES = sorted((GRAFANA / "dashboards").glob("*.json"))
@@ -368,7 +368,7 @@ def test_the_latest_drift_is_judged_as_the_alert_rule_does() -> None:
     settings = Settings(_env_file=None)
     panel = panel_of("model_monitoring", "Drift, latest month")
     environment = {"MLOPS_LISTENER_URL": "http://127.0.0.1:1", "MLOPS_WEBHOOK_TOKEN": "x"}
-    (rule,) = load_provisioning(environment).rules
+    rule = shipped_rule(environment)
     assert limits(panel) == [rule.threshold] == [settings.prediction_drift_threshold]
     for sql in (panel["targets"][0]["rawSql"], rule.sql):
         assert f"row_count >= {settings.drift_min_rows}\n" in sql
