@@ -7,12 +7,11 @@ the runs that did something could not be found among them.
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 from mlops.orchestration import mage
 from mlops.orchestration.mage import MageError, MageUnavailable
+from mlops.orchestration.watching import watch
 from mlops.serving import exchange
 from mlops.serving.exchange import Waiting
 from mlops.settings import Settings, get_settings
@@ -85,11 +84,7 @@ class InboxWatcher:
 
 def main() -> None:
     """Watch until Mage, which started this, has ended."""
-    parent = os.getppid()
-    watcher = InboxWatcher(get_settings())
-    while os.getppid() == parent:
-        watcher.look(time.monotonic())
-        time.sleep(exchange.QUIET_S)
+    watch(InboxWatcher(get_settings()).look, exchange.QUIET_S)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,7 @@ def main() -> None:
     # Mage can be asked to start a pipeline only with a token, which it takes when it is up.
     subprocess.Popen([sys.executable, "-m", "mlops.orchestration.tokens"])
     keep_running("mlops.orchestration.inbox")
+    keep_running("mlops.orchestration.shadow")
     sys.argv[0] = "mage"
     runpy.run_module("mage_ai.cli.main", run_name="__main__", alter_sys=True)
 

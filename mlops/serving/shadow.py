@@ -14,31 +14,36 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import orjson
 import psycopg2
+from onnxruntime import InferenceSession
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
-from psycopg2.extras import RealDictCursor
 
 from mlops.dataset.card import Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.rows import from_features
-from mlops.dataset.timeline import month_start, period_of
+from mlops.dataset.timeline import month_start
+from mlops.registry.models import current_deployment
+from mlops.registry.shadows import (
+    LOOP,
+    PERSON,
+    Shadow,
+    current_shadow,
+    put_in_shadow,
+    stopped_by_person,
+)
+from mlops.serving.deployment import Deployment, lock_name, render_version
+from mlops.serving.export import ExportError, open_session, score_session
 from mlops.serving.payload import is_payload
 from mlops.settings import Settings, get_settings
 from mlops.training.records import lock
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-PERSON = "a person"
-LOOP = "the loop"
 
 BATCH = 5000
 """Rows of one transaction: some 0.2 s of work, which is what a kill repeats."""
@@ -52,23 +57,6 @@ class ShadowError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """A version in shadow, as `ops.shadows` has it."""
-
-    id: int
-    version: str
-    started_at: datetime
-    started_by: str
-    """`a person`, whose choice the loop leaves alone, or `the loop`."""
-    reason: str | None
-    candidate: str | None
-    threshold: float | None
-    """The score at which it would decide positively."""
-    since: str | None
-    """The first period that it scores whole, though answered before it began; None: none."""
-
-
-@dataclass(frozen=True)
 class Scored:
     """What a call of `score_shadow` came to."""
 
@@ -78,20 +66,6 @@ class Scored:
     refused: int
     """Rows, counted in `rows`, that the version cannot score."""
     seconds: float
-
-
-def current_shadow(connection: Connection, card: Card) -> Shadow | None:
-    """Return who is in shadow, or None."""
-    with connection.cursor(cursor_factory=RealDictCursor) as cursor:
-        cursor.execute(
-            "SELECT id, model_version AS version, started_at, started_by, reason, candidate,"
-            " threshold, since FROM ops.shadows WHERE card = %s AND ended_at IS NULL",
-            (card.name,),
-        )
-        row = cursor.fetchone()
-    if row is None:
-        return None
-    return Shadow(**{**row, "since": row["since"] and period_of(row["since"])})
 
 
 def start_shadow(
@@ -115,11 +89,9 @@ def start_shadow(
     RegistryError if it has no payload and the registry does not know it; ExportError if ONNX cannot
     stand for it; ValueError if `since` is no period.
     """
-    from mlops.registry.models import current_deployment
-    from mlops.serving.deployment import lock_name
-
     settings = settings or get_settings()
-    first = None if since is None else month_start(since)
+    if since is not None:
+        month_start(since)
     # A deployment that is under way may be about to make it the champion, and renders as well.
     lock(connection, lock_name(card))
     champion = current_deployment(connection, card)
@@ -129,63 +101,35 @@ def start_shadow(
             "choose another one of the page Models"
         )
     described = _describe(connection, card, version, settings, progress)
-    current = current_shadow(connection, card)
-    if current is not None and current.version == version:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "UPDATE ops.shadows SET since = coalesce(%s, since),"
-                " started_by = CASE WHEN %s THEN %s ELSE started_by END WHERE id = %s",
-                (first, by == PERSON, PERSON, current.id),
-            )
-        return _present(connection, card)
-    if current is not None:
-        _end(connection, card, f"replaced by version {version}")
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO ops.shadows"
-            " (card, model_version, started_at, started_by, reason, candidate, threshold, since)"
-            " VALUES (%s, %s, clock_timestamp(), %s, %s, %s, %s, %s)",
-            (
-                card.name,
-                version,
-                by,
-                reason,
-                described.get("candidate"),
-                described["threshold"],
-                first,
-            ),
-        )
-    progress(f"shadow: version {version}, started by {by}")
-    return _present(connection, card)
-
-
-def stop_shadow(connection: Connection, card: Card, by: str = PERSON) -> Shadow | None:
-    """End the shadow; return who was in it, None if nobody was. The caller commits.
-
-    What it has scored stays as long as the log's rows do.
-    """
-    shadow = current_shadow(connection, card)
-    _end(connection, card, f"stopped by {by}")
+    shadow = put_in_shadow(
+        connection,
+        card,
+        version,
+        by=by,
+        since=since,
+        reason=reason,
+        candidate=described.get("candidate"),
+        threshold=described["threshold"],
+    )
+    progress(f"shadow: version {version} ({shadow.candidate}), by {shadow.started_by}")
     return shadow
 
 
 def shadow_challenger(
     connection: Connection,
     card: Card,
-    deployed: Any,
+    deployed: Deployment,
     settings: Settings | None = None,
     progress: Callable[[str], object] = print,
 ) -> Shadow | None:
     """Put the challenger that the gate did not promote in shadow; return it, None if it is not.
 
-    `deployed` is a `mlops.serving.deployment.Deployment`. It is, if `shadow_held` says so, if there
+    It is put there if `shadow_held` says so, if there
     is a champion and the challenger is at least better than a guess. A person's choice stands: a
     shadow that a person has started is not replaced, and a version that one has stopped does not
     come back. The loop has done its work by then, so a challenger that cannot be in shadow is said
     and stops nothing. Run again, it does the same. The caller commits.
     """
-    from mlops.serving.export import ExportError
-
     settings = settings or get_settings()
     gate = deployed.gate
     auc = gate.get("challenger_roc_auc")
@@ -201,7 +145,7 @@ def shadow_challenger(
     if current is not None and current.started_by == PERSON:
         progress(f"shadow: version {current.version} stays, as a person has chosen it")
         return None
-    if _stopped_by_person(connection, card, deployed.version):
+    if stopped_by_person(connection, card, deployed.version):
         progress(f"shadow: none; a person has stopped version {deployed.version}")
         return None
     try:
@@ -306,8 +250,6 @@ def _score_batch(
     """Score rows and commit; return how many there still were, and how many were refused."""
     folder = settings.payloads_dir / shadow.version
     if not is_payload(folder):
-        from mlops.serving.deployment import lock_name, render_version
-
         lock(connection, lock_name(card))
         render_version(shadow.version, card, connection, settings, progress)
     with connection.cursor() as cursor:
@@ -340,8 +282,6 @@ def _scores(
     session: InferenceSession, card: Card, records: list[dict[str, Any]]
 ) -> tuple[list[float | None], list[str | None]]:
     """Return each record's P(positive), or why it has none."""
-    from mlops.serving.export import score_session
-
     scores: list[float | None] = [None] * len(records)
     faults = [_lacking(card, record) for record in records]
     good = [row for row, fault in enumerate(faults) if fault is None]
@@ -375,8 +315,6 @@ def _lacking(card: Card, record: dict[str, Any]) -> str | None:
 @lru_cache(maxsize=2)
 def _open(folder: Path, written: int) -> InferenceSession:
     """Return the model of a payload; `written` (ns) tells one that was rendered anew."""
-    from mlops.serving.export import open_session
-
     return open_session((folder / "model.onnx").read_bytes())
 
 
@@ -390,8 +328,6 @@ def _describe(
     """Return `model.json` of a version, rendered if need be. Raises ShadowError."""
     folder = settings.payloads_dir / version
     if not is_payload(folder):
-        from mlops.serving.deployment import render_version
-
         render_version(version, card, connection, settings, progress)
     described: dict[str, Any] = orjson.loads((folder / "model.json").read_bytes())
     names = [each["name"] for each in described["inputs"]]
@@ -404,35 +340,9 @@ def _describe(
     return described
 
 
-def _present(connection: Connection, card: Card) -> Shadow:
-    shadow = current_shadow(connection, card)
-    assert shadow is not None
-    return shadow
-
-
-def _end(connection: Connection, card: Card, by: str) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE ops.shadows SET ended_at = clock_timestamp(), ended_by = %s"
-            " WHERE card = %s AND ended_at IS NULL",
-            (by, card.name),
-        )
-
-
 def _is_current(connection: Connection, card: Card, shadow: Shadow) -> bool:
     current = current_shadow(connection, card)
     return current is not None and current.id == shadow.id
-
-
-def _stopped_by_person(connection: Connection, card: Card, version: str) -> bool:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT ended_by FROM ops.shadows WHERE card = %s AND model_version = %s"
-            " ORDER BY id DESC LIMIT 1",
-            (card.name, version),
-        )
-        row = cursor.fetchone()
-    return row is not None and row[0] == f"stopped by {PERSON}"
 
 
 @contextmanager

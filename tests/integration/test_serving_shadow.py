@@ -24,19 +24,11 @@ from mlops.database import connect
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import to_records
 from mlops.registry.models import record_deployment
+from mlops.registry.shadows import LOOP, PERSON, current_shadow, stop_shadow
 from mlops.serving import shadow as shadowing
 from mlops.serving.client import PredictClient
 from mlops.serving.payload import switch_current
-from mlops.serving.shadow import (
-    LOOP,
-    PERSON,
-    ShadowError,
-    current_shadow,
-    score_shadow,
-    shadow_challenger,
-    start_shadow,
-    stop_shadow,
-)
+from mlops.serving.shadow import ShadowError, score_shadow, shadow_challenger, start_shadow
 from mlops.serving.traffic import forget_simulations
 from mlops.settings import ROOT, Settings
 from tests.fixtures.predict import PredictServer, make_payload, make_rows

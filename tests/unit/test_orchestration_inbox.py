@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mlops.orchestration import inbox, mage
+from mlops.orchestration import inbox, mage, watching
 from mlops.orchestration.inbox import FIRST_PAUSE_S, LONGEST_PAUSE_S, InboxWatcher
 from mlops.orchestration.mage import MageError, MageUnavailable
 from mlops.serving.exchange import make_folders
@@ -128,7 +128,7 @@ def test_mage_away_is_said_once_and_asked_again(
 
 def test_the_watcher_ends_with_mage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parents = iter([7, 7, 7, 1])
-    monkeypatch.setattr(inbox.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(watching.os, "getppid", lambda: next(parents))
     monkeypatch.setattr(inbox, "get_settings", lambda: make_settings(tmp_path))
-    monkeypatch.setattr(inbox.time, "sleep", lambda _: None)
+    monkeypatch.setattr(watching.time, "sleep", lambda _: None)
     inbox.main()
