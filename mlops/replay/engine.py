@@ -7,7 +7,7 @@ and HTTP. It decides nothing of its own, and starts no server: the Postgres for 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pandas as pd
@@ -15,11 +15,11 @@ import pandas as pd
 from mlops.dataset.card import PERIOD
 from mlops.dataset.errors import DataError
 from mlops.monitoring.drift import SCORE
-from mlops.monitoring.monitor import MonthMetrics, measure_month
+from mlops.monitoring.monitor import measure_month
 from mlops.registry.gate import GateDecision, decide
 from mlops.replay.figures import Month, Policy, Replayed, Retrain, Scored, month_figures
 from mlops.replay.learning import Challenger, Learner
-from mlops.replay.watch import Wanted, Watch
+from mlops.replay.watch import Measured, Wanted, Watch
 from mlops.replay.world import World
 from mlops.settings import Settings
 from mlops.training.errors import TrainingError
@@ -99,10 +99,10 @@ class _Replay:
         score = score_window(champion.logged.pipeline, self.world.card, rows)
         self.answered[period] = rows.assign(score=score, period=period)
         measured = self._measure(period)
-        alerts, wanted = self._watched(period, list(measured.values()))
+        alerts, wanted = self._watched(period, measured.values())
         retrain = self._retrain(period, wanted) if retrains and wanted is not None else None
         target = self.world.outcome(period)
-        of_month = measured[period]
+        of_month, _ = measured[period]
         month = Month(
             period=period,
             rows=len(rows),
@@ -118,30 +118,33 @@ class _Replay:
         )
         return month, Scored(period, score, target)
 
-    def _measure(self, at: str) -> dict[str, MonthMetrics]:
-        """Return the metrics of the months of which more is known at the end of month `at`."""
-        news = [
-            period
-            for period in self.answered
-            if period == at or period == self.world.known_until(at)
-        ]
-        measured = {}
-        for period in news:
-            current = self.answered[period].assign(target=self.world.labels(period, at))
-            measured[period], _ = measure_month(
+    def _measure(self, at: str) -> dict[str, Measured]:
+        """Return what is measured anew at the end of month `at`: itself, and whose labels came.
+
+        The others that the champion answered would come to what they came to before.
+        """
+        known = {
+            period: rows.assign(target=self.world.labels(period, at))
+            for period, rows in self.answered.items()
+        }
+        return {
+            period: measure_month(
                 self.champion.logged.reference,
-                current,
+                known[period],
                 self.world.card,
                 str(self.version),
                 period,
                 self.champion.threshold,
                 self.settings,
                 with_report=False,
+                earlier=[rows for earlier, rows in known.items() if earlier < period],
             )
-        return measured
+            for period in known
+            if period in (at, self.world.known_until(at))
+        }
 
     def _watched(
-        self, period: str, measured: list[MonthMetrics]
+        self, period: str, measured: Iterable[Measured]
     ) -> tuple[list[str], Wanted | None]:
         if self.watch is not None:
             return self.watch.month_over(period, measured)
@@ -173,11 +176,13 @@ class _Replay:
         return retrain
 
     def _gate(self, challenger: Challenger) -> GateDecision:
-        """Return the decision on those validation rows that neither was fitted on."""
+        """Return the decision on those validation rows that neither was fitted on.
+
+        The challenger's own scores are out of fold.
+        """
         rows = challenger.logged.reference
-        for each in (challenger, self.champion):
-            start, end = each.logged.params["fitting_periods"].split("..")
-            rows = rows[~rows[PERIOD].between(start, end)]
+        start, end = self.champion.logged.params["fitting_periods"].split("..")
+        rows = rows[~rows[PERIOD].between(start, end)]
         if len(rows) < self.settings.gate_min_rows:
             return GateDecision(
                 False,
@@ -190,7 +195,7 @@ class _Replay:
             score_window(self.champion.logged.pipeline, self.world.card, rows),
             rows,
             self.world.card,
-            challenger.logged.metrics["fitting_positive_rate"],
+            challenger.logged.metrics["earlier_positive_rate"],
             self.settings,
         )
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mlops.dataset.card import Card
+from mlops.dataset.errors import DataQualityError
+from mlops.dataset.quality import check_window, refused
 from mlops.dataset.rows import data_digest
 from mlops.settings import Settings
 from mlops.training.candidates import Candidate, load_candidates
 from mlops.training.errors import TrainingError
 from mlops.training.fit import learn
+from mlops.training.ranking import in_order, squared_errors
 from mlops.training.tracking import Logged
-from mlops.training.trainings import standing
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +77,8 @@ class Learner:
     def challenger(self, frame: pd.DataFrame, start: str, end: str) -> Challenger:
         """Return the best that the candidates make of the labelled rows `frame`.
 
-        `start` and `end` are the periods of the window. Raises TrainingError, naming each reason,
-        if no candidate could be fitted.
+        `start` and `end` are the periods of the window. Raises DataQualityError if its rows are
+        refused, TrainingError, naming each reason, if no candidate could be fitted.
         """
         digest = data_digest(frame)
         if digest not in self._known:
@@ -84,6 +86,9 @@ class Learner:
         return self._known[digest]
 
     def _best(self, frame: pd.DataFrame, start: str, end: str, digest: str) -> Challenger:
+        faults = refused(check_window(frame, self.card, self.settings))
+        if faults:
+            raise DataQualityError(f"the rows of {start} to {end} ({self.card.name})", faults)
         self.ahead(frame)
         under_way = self._ahead.pop(digest, {})
         learnt: dict[str, Logged] = {}
@@ -102,7 +107,10 @@ class Learner:
         if not learnt:
             reasons = "\n".join(f"  - {name}: {reason}" for name, reason in failures.items())
             raise TrainingError(f"{start} to {end}: no candidate could be fitted:\n{reasons}")
-        ranked = sorted(learnt, key=lambda name: standing(name, learnt[name].metrics))
+        ranked = in_order(
+            {name: logged.metrics for name, logged in learnt.items()},
+            lambda name: squared_errors(learnt[name].reference),
+        )
         return Challenger(
             start,
             end,

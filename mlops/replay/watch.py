@@ -8,7 +8,7 @@ they start is handed to the caller instead of to Mage. It measures nothing and t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -24,9 +24,13 @@ from mlops.alerting.rules import Provisioning, load_provisioning, provisioning_e
 from mlops.database import connect
 from mlops.dataset.card import Card
 from mlops.dataset.timeline import add_months, month_start
-from mlops.monitoring.monitor import MonthMetrics, store_metrics
+from mlops.monitoring.drift import Drift
+from mlops.monitoring.monitor import MonthMetrics, store_columns, store_metrics
 from mlops.registry.models import record_deployment
 from mlops.settings import Settings
+
+Measured = tuple[MonthMetrics, Drift | None]
+"""A month as `measure_month` returns it."""
 
 _SCHEMAS = ("serving", "grafana", "ops")
 
@@ -71,15 +75,21 @@ class Watch:
             record_deployment(connection, self.card, version, cause=cause)
 
     def month_over(
-        self, period: str, measured: list[MonthMetrics]
+        self, period: str, measured: Iterable[Measured]
     ) -> tuple[list[str], Wanted | None]:
         """Store what was measured at the end of `period` and let the rules judge.
 
         Returns the titles of the rules that fired anew, and the retrain that came of it, if any.
         """
         with connect(settings=self.settings) as connection:
-            for metrics in measured:
+            for metrics, drift in measured:
                 store_metrics(connection, metrics)
+                store_columns(
+                    connection,
+                    metrics.model_version,
+                    metrics.period,
+                    () if drift is None else drift.by_column,
+                )
         before = {state.fingerprint for state in self._firing()}
         self._told = []
         now = _end_of(period)
