@@ -409,8 +409,8 @@ class _Deciding:
             return f"retrain {running} is under way"
         with self.connection.cursor() as cursor:
             cursor.execute(
-                # One that ended in the future ended before the clock was put back: long ago, for all
-                # that is known, and its cool-down must not last for as long as the clock jumped.
+                # One that ended in the future did so before the clock was put back, and its
+                # cool-down must not last for as long as the clock jumped.
                 "SELECT max(finished_at) FROM ops.retrains WHERE card = %s"
                 " AND finished_at > clock_timestamp() - make_interval(secs => %s)"
                 " AND finished_at <= clock_timestamp()",

@@ -1,4 +1,6 @@
-"""The web server that alerts come to: `POST /alert`, `GET /health`. It thinks of nothing itself.
+"""The web server that alerts come to: `POST /alert`, `GET /health`, `GET /metrics`.
+
+It thinks of nothing itself.
 
     gunicorn 'mlops.alerting.listener:create_app()' --workers 1 --threads 4
 
@@ -13,6 +15,7 @@ import hmac
 import logging
 import os
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -29,7 +32,7 @@ from mlops.alerting.alerts import (
     store_alerts,
     waiting_count,
 )
-from mlops.alerting.retrains import Trigger, unfinished_retrain
+from mlops.alerting.retrains import Ages, Trigger, unfinished_retrain
 from mlops.alerting.rules import load_titles, provisioning_environment
 from mlops.database import connect
 from mlops.dataset.card import load_card
@@ -42,6 +45,55 @@ LARGEST_BODY = 1_000_000
 """Bytes. Grafana's body about a thousand alerts is half of it."""
 
 LOOK_EVERY_S = 3.0
+
+SAY_REFUSED_EVERY_S = 10.0
+"""The log of decisions rotates: whoever may not come in must not push out what it holds."""
+
+
+class Counts:
+    """What came in since this process began, counted by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._notifications: Counter[str] = Counter()
+        self._alerts: Counter[str] = Counter()
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def add(self, outcome: str, **alerts: int) -> None:
+        """Count a notification by what became of it, and the alerts that it brought."""
+        with self._lock:
+            self._notifications[outcome] += 1
+            self._alerts.update(alerts)
+
+    def refuse(self, outcome: str, now: float) -> int | None:
+        """Count a refused one; return how many there were since one was last logged, or None.
+
+        `now` is in seconds, of any clock that does not go back. None: this one is not to be logged.
+        """
+        with self._lock:
+            self._notifications[outcome] += 1
+            count = self._notifications[outcome]
+            said_at, said = self._said.get(outcome, (None, 0))
+            if said_at is not None and now - said_at < SAY_REFUSED_EVERY_S:
+                return None
+            self._said[outcome] = (now, count)
+            return count - said
+
+    @property
+    def notifications(self) -> dict[str, int]:
+        """Notifications by what became of them."""
+        with self._lock:
+            return dict(self._notifications)
+
+    @property
+    def alerts(self) -> dict[str, int]:
+        """Alerts of the taken ones, `new` and `repeated`."""
+        with self._lock:
+            return dict(self._alerts)
+
+
+OUTCOMES = ("taken", "unauthorised", "malformed", "unavailable")
+REFUSED = ("unauthorised", "malformed")
 
 
 class Starter:
@@ -57,6 +109,7 @@ class Starter:
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._said = ""
+        self._ages = Ages()
 
     @property
     def alive(self) -> bool:
@@ -95,6 +148,7 @@ class Starter:
                     load_titles(environment=provisioning_environment(self.settings)),
                     self.settings,
                     report=lambda decision: log_decision(self._log, decision),
+                    ages=self._ages,
                 )
             self._said = ""
         except Exception as error:
@@ -119,7 +173,7 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
     settings = settings or get_settings()
     token = settings.secret("webhook_token").encode()
     log = AlertLog(settings)
-    refused: Counter[str] = Counter()
+    counts = Counts()
 
     def start(pipeline: str, variables: dict[str, Any]) -> int:
         return start_pipeline(pipeline, variables, settings)
@@ -129,19 +183,21 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.before_request(starter.ensure_running)
 
+    def say_refused(outcome: str, reason: str) -> None:
+        if (since_last := counts.refuse(outcome, time.monotonic())) is not None:
+            log.write("refused", reason=reason, sender=request.remote_addr, count=since_last)
+
     @app.post("/alert")
     def receive() -> tuple[Response, int]:
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         given_token = given.strip().encode("utf-8", "surrogateescape")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given_token, token):
-            refused["unauthorised"] += 1
-            log.write("refused", reason="unauthorised", sender=request.remote_addr)
+            say_refused("unauthorised", "unauthorised")
             return _error(401, "unauthorised", "Authorization", "expected the bearer token")
         try:
             received = parse_notification(request.get_data())
         except AlertBodyError as error:
-            refused["malformed"] += 1
-            log.write("refused", reason=str(error), sender=request.remote_addr)
+            say_refused("malformed", str(error))
             return _error(400, "malformed", error.field, str(error))
         try:
             with connect(settings=settings) as connection:
@@ -149,6 +205,7 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
         except psycopg2.OperationalError as error:
             # Nothing is stored, and Grafana and the evaluator try again what is not answered 2xx.
             logger.error("alerts are not taken: %s", error)
+            counts.add("unavailable")
             return _error(503, "unavailable", None, "the database does not answer: send it again")
         for each in received:
             log.write(
@@ -159,11 +216,11 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
                 labels=each.alert.labels,
                 values=each.alert.values,
             )
+        counts.add("taken", new=stored.new, repeated=stored.repeated)
         starter.wake()
         return jsonify(received=stored.received, new=stored.new, repeated=stored.repeated), 202
 
-    @app.get("/health")
-    def health() -> Response:
+    def under_way() -> dict[str, Any]:
         facts: dict[str, Any] = {"waiting": None, "retrain": None, "database": True}
         try:
             with connect(settings=settings) as connection:
@@ -171,8 +228,19 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
                 facts["retrain"] = unfinished_retrain(connection, starter.card)
         except psycopg2.Error:
             facts["database"] = False
+        return facts
+
+    @app.get("/health")
+    def health() -> Response:
+        facts = under_way()
         status = "ok" if facts["database"] and starter.alive else "degraded"
-        return jsonify(status=status, starter=starter.alive, refused=dict(refused), **facts)
+        refused = {name: n for name, n in counts.notifications.items() if name in REFUSED}
+        return jsonify(status=status, starter=starter.alive, refused=refused, **facts)
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        text = metrics_text(counts, under_way(), starter.alive)
+        return Response(text, content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> tuple[Response, int]:
@@ -182,6 +250,44 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
 
     starter.ensure_running()
     return app
+
+
+def metrics_text(counts: Counts, facts: dict[str, Any], starter: bool) -> str:
+    """Return the metrics in Prometheus' text format.
+
+    While the database is away, what only it knows is left out.
+    """
+    notifications, alerts = counts.notifications, counts.alerts
+    lines = [
+        "# HELP listener_notifications_total Webhooks that came, by what became of them.",
+        "# TYPE listener_notifications_total counter",
+        *(
+            f'listener_notifications_total{{outcome="{name}"}} {notifications.get(name, 0)}'
+            for name in OUTCOMES
+        ),
+        "# HELP listener_alerts_total Alerts of the taken webhooks: new ones, and repeats.",
+        "# TYPE listener_alerts_total counter",
+        *(
+            f'listener_alerts_total{{kind="{name}"}} {alerts.get(name, 0)}'
+            for name in ("new", "repeated")
+        ),
+        "# HELP listener_starter_alive Whether the thread that decides about alerts runs.",
+        "# TYPE listener_starter_alive gauge",
+        f"listener_starter_alive {int(starter)}",
+        "# HELP listener_database_up Whether Postgres answers the listener.",
+        "# TYPE listener_database_up gauge",
+        f"listener_database_up {int(facts['database'])}",
+    ]
+    if facts["database"]:
+        lines += [
+            "# HELP listener_alerts_waiting Alerts about which nothing has been decided yet.",
+            "# TYPE listener_alerts_waiting gauge",
+            f"listener_alerts_waiting {facts['waiting']}",
+            "# HELP listener_retrains_under_way Retrains that are not finished, one at most.",
+            "# TYPE listener_retrains_under_way gauge",
+            f"listener_retrains_under_way {int(facts['retrain'] is not None)}",
+        ]
+    return "\n".join(lines) + "\n"
 
 
 def _error(status: int, code: str, field: str | None, message: str) -> tuple[Response, int]:

@@ -8,6 +8,7 @@ commit: each of them is a fact that others must be able to see at once.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -173,19 +174,47 @@ def _unknown(retrain_id: str) -> LookupError:
     return LookupError(f"there is no retrain {retrain_id!r} in ops.retrains")
 
 
+class Ages:
+    """How old things are, by a clock that cannot be set: a jump of the other one fails no retrain.
+
+    The age that something has when it is first seen is taken as told (it may be of before a
+    restart, or a night); from then on it is counted here. `clock` returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def of(self, told: Mapping[str, float]) -> dict[str, float]:
+        """Return the age of each by name, given what is told of it; others are forgotten. In s."""
+        now = self._clock()
+        self._seen = {
+            name: self._seen.get(name, (max(age, 0.0), now)) for name, age in told.items()
+        }
+        return {name: age + now - seen for name, (age, seen) in self._seen.items()}
+
+
 def fail_stale_retrains(
-    connection: Connection, card: Card, settings: Settings | None = None
+    connection: Connection,
+    card: Card,
+    settings: Settings | None = None,
+    ages: Ages | None = None,
 ) -> list[str]:
-    """Give up the retrains of `card` older than `retrain_limit_s`; return their ids."""
+    """Give up the retrains of `card` older than `retrain_limit_s`; return their ids.
+
+    `ages` are those of whoever looks again and again. Without them the database's clock counts.
+    """
     settings = settings or get_settings()
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT id FROM ops.retrains WHERE card = %s AND finished_at IS NULL"
-            " AND started_at < clock_timestamp() - make_interval(secs => %s)",
-            (card.name, settings.retrain_limit_s),
+            "SELECT id, extract(epoch FROM clock_timestamp() - started_at)::float8"
+            " FROM ops.retrains WHERE card = %s AND finished_at IS NULL",
+            (card.name,),
         )
-        stale = [str(row[0]) for row in cursor.fetchall()]
+        told = {str(name): float(age) for name, age in cursor.fetchall()}
     connection.commit()
+    found = (ages or Ages()).of(told)
+    stale = [each for each, age in found.items() if age > settings.retrain_limit_s]
     reason = f"not finished after {settings.retrain_limit_s} s: see pipeline {PIPELINE} in Mage"
     return [each for each in stale if close_retrain(connection, each, "failed", reason)]
 
@@ -198,6 +227,19 @@ def unfinished_retrain(connection: Connection, card: Card) -> str | None:
         )
         row = cursor.fetchone()
     return None if row is None else str(row[0])
+
+
+def has_begun(connection: Connection, retrain_id: str) -> bool:
+    """Return whether the retrain has chosen its rows: its training goes by the same id."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT FROM ops.trainings WHERE id = %(id)s) OR EXISTS"
+            " (SELECT FROM ops.retrains WHERE id = %(id)s"
+            "  AND (training_id IS NOT NULL OR finished_at IS NOT NULL))",
+            {"id": retrain_id},
+        )
+        row = cursor.fetchone()
+    return bool(row and row[0])
 
 
 def latest_retrains(connection: Connection, card: Card, limit: int = 20) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -18,9 +19,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from mlops.alerting.evaluator import Evaluator
 from mlops.alerting.rules import load_provisioning, provisioning_environment
@@ -159,6 +162,20 @@ class Listener:
             return None
         return found
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def metrics(self) -> dict[str, float]:
+        """What Prometheus would read, by name and labels."""
+        text = requests.get(f"{self.url}/metrics", timeout=10).text
+        return {
+            sample.name + _labels_of(sample.labels): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
     def post(
         self, content: Any, token: str | None = None, scheme: str = "Bearer"
     ) -> requests.Response:
@@ -175,6 +192,11 @@ class Listener:
     def log(self) -> list[dict[str, Any]]:
         path: Path = self.settings.state_dir / "logs" / "alerts.log"
         return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _labels_of(labels: dict[str, str]) -> str:
+    inside = ",".join(f'{name}="{value}"' for name, value in labels.items())
+    return f"{{{inside}}}" if inside else ""
 
 
 @pytest.fixture
@@ -260,6 +282,96 @@ def test_a_storm_of_different_alerts_starts_one_retrain_at_a_time(
     )
     assert len(mage.started) == 1
     assert len(rows(settings, "SELECT 1 FROM ops.retrains")) == 1
+
+
+def test_a_storm_of_a_thousand_webhooks_of_all_kinds_starts_one_retrain(
+    listener: Listener, mage: Mage, settings: Settings
+) -> None:
+    """Forged, malformed, repeated, told over before they are told: at once, in any order."""
+    real = [notification(alert(fingerprint=f"{month:x}")) for month in range(3)]
+    over_first = [body(fingerprint=f"dead{i:x}", status="resolved") for i in range(100)]
+    late = [body(fingerprint=f"dead{i:x}") for i in range(100)]
+    malformed: list[Any] = [
+        b"\xff",
+        {"status": "firing", "alerts": []},
+        {**body(), "status": "sad"},
+        b"[" * 1000,
+    ]
+    jobs: list[tuple[str, Any, str | None]] = [
+        *[("repeated", each, None) for each in real * 150],
+        *[("forged", real[0], "forged")] * 250,
+        *[("malformed", each, None) for each in malformed * 25],
+    ]
+    random.Random(7).shuffle(jobs)
+    # Each is told over before it is told at all.
+    jobs = [*[("over", each, None) for each in over_first], *jobs]
+    jobs += [("late", each, None) for each in late]
+    assert len(jobs) == 1000
+    process = psutil.Process(listener.pid)
+    listener.health()
+    before = memory_of(process)
+    waits: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            began = time.monotonic()
+            assert listener.health() is not None
+            waits.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(1) as watching, ThreadPoolExecutor(16) as pool:
+        watched = watching.submit(watch)
+        over = list(pool.map(lambda job: listener.post(job[1], job[2]), jobs[:100]))
+        rest = list(pool.map(lambda job: listener.post(job[1], job[2]), jobs[100:]))
+        done.set()
+        watched.result()
+    status = {"repeated": 202, "over": 202, "late": 202, "forged": 401, "malformed": 400}
+    answers = [answer.status_code for answer in [*over, *rest]]
+    assert answers == [status[kind] for kind, *_ in jobs]
+
+    await_(lambda: rows(settings, "SELECT 1 FROM ops.alerts WHERE handled_at IS NULL") == [])
+    assert len(mage.started) == 1
+    assert len(rows(settings, "SELECT 1 FROM ops.retrains")) == 1
+    assert sorted(decisions(settings)) == [
+        *[("joined",)] * 2,
+        *[("resolved",)] * 100,
+        *[("retrain",)],
+    ]
+    health = listener.health()
+    assert health is not None
+    assert health["refused"] == {"unauthorised": 250, "malformed": 100}
+    metrics = listener.metrics()
+    assert metrics['listener_notifications_total{outcome="unauthorised"}'] == 250
+    assert metrics['listener_notifications_total{outcome="malformed"}'] == 100
+    assert metrics['listener_notifications_total{outcome="taken"}'] == 650
+    assert metrics['listener_alerts_total{kind="new"}'] == 103
+    assert metrics['listener_alerts_total{kind="repeated"}'] == 547
+    assert metrics["listener_alerts_waiting"] == 0
+    # Those that may not come in push nothing out of the log of decisions.
+    refused = [line for line in listener.log if line["event"] == "refused"]
+    assert 2 <= len(refused) < 40
+    assert max(waits) < 5, f"health took {max(waits):.1f} s, on average {sum(waits) / len(waits)}"
+    assert memory_of(process) < before + 50_000_000
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Return the memory of a server and its workers that is theirs alone, in bytes."""
+    family = [process, *process.children(recursive=True)]
+    return sum(each.memory_full_info().uss for each in family)
+
+
+def test_metrics_say_that_the_database_is_away(settings: Settings, mage: Mage) -> None:
+    (nobody,) = free_ports(1)
+    listener = Listener(settings.model_copy(update={"postgres_port": nobody}))
+    listener.start()
+    try:
+        assert listener.post(body()).status_code == 503
+        metrics = listener.metrics()
+        assert metrics["listener_database_up"] == 0
+        assert metrics['listener_notifications_total{outcome="unavailable"}'] == 1
+        assert "listener_alerts_waiting" not in metrics
+    finally:
+        listener.stop()
 
 
 @pytest.mark.parametrize("rule", ["TestAlert", "DatasourceNoData", "DatasourceError"])

@@ -20,6 +20,7 @@ from mlops.alerting.alerts import (
     waiting_count,
 )
 from mlops.alerting.retrains import (
+    Ages,
     RetrainRunningError,
     TriggerError,
     close_retrain,
@@ -164,11 +165,96 @@ def test_an_alert_that_comes_during_a_retrain_waits_for_its_end(
 ) -> None:
     notify(connection, "a1")
     decide(connection, card, mage, settings)
+    running = begin_training(connection, card)
     notify(connection, "b2", period="2009-04")
     assert decide(connection, card, mage, settings) == [("b2", "waits")]
     assert decide(connection, card, mage, settings) == []  # said once
-    close_retrain(connection, unfinished_retrain(connection, card) or "", "kept_champion", "gate")
+    close_retrain(connection, running, "kept_champion", "gate")
     assert decide(connection, card, mage, settings) == [("b2", "retrain")]
+
+
+def test_an_alert_that_comes_before_a_retrain_has_taken_its_rows_joins_it(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    """Two rules find the same month, one a moment after the other: one retrain answers both."""
+    notify(connection, "a1")
+    decide(connection, card, mage, settings)
+    notify(connection, "b2", period="2009-04")
+    assert decide(connection, card, mage, settings) == [("b2", "joined")]
+    running = begin_training(connection, card)
+    close_retrain(connection, running, "kept_champion", "gate")
+    assert decide(connection, card, mage, settings) == []
+    assert len(mage.started) == 1
+
+
+def test_what_joined_a_retrain_that_fails_is_tried_again(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    running = open_retrain(connection, card)
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "joined")]
+    close_retrain(connection, running, "failed", "no disk")
+    assert decide(connection, card, mage, settings) == [("a1", "waits"), ("a1", "retrain")]
+    assert len(mage.started) == 1
+
+
+def test_a_clock_that_jumps_ahead_gives_up_no_retrain(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    """For the rows it is the same whether the clock goes ahead, or they are of longer ago."""
+    seconds = [0.0]
+    ages = Ages(lambda: seconds[0])
+    running = request_retrain(connection, card, "by hand", mage)
+    assert fail_stale_retrains(connection, card, settings, ages) == []
+    execute(connection, "UPDATE ops.retrains SET started_at = started_at - interval '1 day'")
+    seconds[0] = settings.retrain_limit_s - 60
+    assert fail_stale_retrains(connection, card, settings, ages) == []
+    seconds[0] = settings.retrain_limit_s + 60
+    assert fail_stale_retrains(connection, card, settings, ages) == [running]
+
+
+def test_a_clock_that_is_put_back_still_gives_up_a_retrain_in_time(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    seconds = [0.0]
+    ages = Ages(lambda: seconds[0])
+    running = request_retrain(connection, card, "by hand", mage)
+    execute(connection, "UPDATE ops.retrains SET started_at = started_at + interval '1 day'")
+    assert fail_stale_retrains(connection, card, settings, ages) == []
+    seconds[0] = settings.retrain_limit_s + 60
+    assert fail_stale_retrains(connection, card, settings, ages) == [running]
+
+
+def test_a_retrain_of_before_a_restart_is_as_old_as_it_says(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    running = request_retrain(connection, card, "by hand", mage)
+    execute(connection, "UPDATE ops.retrains SET started_at = started_at - interval '1 day'")
+    assert fail_stale_retrains(connection, card, settings, Ages()) == [running]
+
+
+def test_a_cool_down_of_the_future_holds_nothing_up(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    """The clock was put back an hour, and it would have lasted an hour longer than it is."""
+    settings = settings.model_copy(update={"retrain_cool_down_s": 60})
+    close_retrain(connection, open_retrain(connection, card), "kept_champion", "gate")
+    execute(connection, "UPDATE ops.retrains SET finished_at = finished_at + interval '1 hour'")
+    notify(connection)
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+
+
+def begin_training(connection: Connection, card: Card) -> str:
+    """Have the retrain that is under way take its rows, as block train/start does."""
+    running = unfinished_retrain(connection, card)
+    assert running is not None
+    execute(
+        connection,
+        "INSERT INTO ops.trainings (id, card, cause, window_start, window_end, data_digest)"
+        " VALUES (%s, %s, 'test', '2009-01-01', '2009-02-01', 'd')",
+        *(running, card.name),
+    )
+    return running
 
 
 def test_an_alert_about_a_version_that_was_replaced_is_superseded(
@@ -262,6 +348,7 @@ def test_a_retrain_that_nobody_finishes_is_given_up_and_frees_the_way(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:
     stuck = request_retrain(connection, card, "by hand", mage)
+    begin_training(connection, card)
     notify(connection)
     assert decide(connection, card, mage, settings) == [("a1", "waits")]
     execute(connection, "UPDATE ops.retrains SET started_at = now() - interval '2 hours'")
