@@ -69,7 +69,7 @@ def loop(stack: Settings) -> Loop:
 
 
 def named(plan: Plan) -> str:
-    return "+".join(f"{server}@{stage}" for stage, server in plan)
+    return "+".join(f"{server}_at_{stage}" for stage, server in plan)
 
 
 @pytest.mark.parametrize(
