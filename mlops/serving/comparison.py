@@ -6,7 +6,7 @@ has scored, by month and by who answered. A month is measured anew when rows or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from typing import Any
@@ -19,8 +19,10 @@ from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 from scipy.stats import wasserstein_distance
 
+from mlops.database import connect
 from mlops.dataset.card import Card, Costs
 from mlops.dataset.timeline import month_start, period_of
+from mlops.serving.shadow import score_shadow
 from mlops.settings import Settings, get_settings
 from mlops.training.bootstrap import bootstrap
 from mlops.training.metrics import PROFIT_ROWS, brier, expected_profit, roc_auc
@@ -71,6 +73,46 @@ class ShadowMonth:
     champion_profit: float | None = None
     profit_low: float | None = None
     profit_high: float | None = None
+
+
+def follow_shadow(
+    card: Card,
+    progress: Callable[[str], object] = print,
+    settings: Settings | None = None,
+) -> list[ShadowMonth]:
+    """Have whoever is in shadow score what waits, and return the comparison; empty if nobody is.
+
+    In transactions of its own, and what goes wrong is said, never raised: whoever measures the
+    champion needs no shadow for it.
+    """
+    settings = settings or get_settings()
+    try:
+        with connect(settings=settings) as connection:
+            scored = score_shadow(connection, card, settings, progress)
+            if scored.version is None:
+                return []
+            months = compare_shadow(connection, card, scored.version, settings)
+    except Exception as fault:
+        progress(f"note: the shadow does not follow: {fault}")
+        return []
+    for month in months:
+        progress(in_words(month))
+    return months
+
+
+def in_words(month: ShadowMonth) -> str:
+    """Return a month's comparison as a line, for logs."""
+    text = (
+        f"{month.period}, version {month.model_version} in the shadow of {month.champion}: "
+        f"{month.row_count:,} rows"
+    )
+    if month.changed_share is not None:
+        text += f", {month.changed_share:.1%} decided otherwise"
+    if month.roc_auc is not None and month.champion_roc_auc is not None:
+        text += f", ROC AUC {month.roc_auc:.3f} against {month.champion_roc_auc:.3f}"
+    if month.roc_auc_low is not None:
+        text += f" ({month.roc_auc_low:+.3f} to {month.roc_auc_high:+.3f})"
+    return text
 
 
 def compare_shadow(

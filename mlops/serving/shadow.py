@@ -26,6 +26,7 @@ from onnxruntime import InferenceSession
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
+from mlops.database import connect
 from mlops.dataset.card import Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.rows import from_features
@@ -40,7 +41,7 @@ from mlops.registry.shadows import (
     stopped_by_person,
 )
 from mlops.serving.deployment import Deployment, lock_name, render_version
-from mlops.serving.export import ExportError, open_session, score_session
+from mlops.serving.export import open_session, score_session
 from mlops.serving.payload import is_payload
 from mlops.settings import Settings, get_settings
 from mlops.training.records import lock
@@ -116,19 +117,19 @@ def start_shadow(
 
 
 def shadow_challenger(
-    connection: Connection,
     card: Card,
     deployed: Deployment,
-    settings: Settings | None = None,
     progress: Callable[[str], object] = print,
+    settings: Settings | None = None,
 ) -> Shadow | None:
     """Put the challenger that the gate did not promote in shadow; return it, None if it is not.
 
-    It is put there if `shadow_held` says so, if there
-    is a champion and the challenger is at least better than a guess. A person's choice stands: a
-    shadow that a person has started is not replaced, and a version that one has stopped does not
-    come back. The loop has done its work by then, so a challenger that cannot be in shadow is said
-    and stops nothing. Run again, it does the same. The caller commits.
+    It is put there if `shadow_held` says so, there is a champion, and it is better than a guess. A
+    person's choice stands: a shadow that a person has started is not replaced, and a version that
+    one has stopped does not come back. Run again, it does the same.
+
+    In a transaction of its own, and what goes wrong is said, never raised: the gate has decided by
+    then, and no retrain fails for want of a shadow.
     """
     settings = settings or get_settings()
     gate = deployed.gate
@@ -141,25 +142,26 @@ def shadow_challenger(
         or not (auc > 0.5 and gate["challenger_brier"] < gate["constant_brier"])
     ):
         return None
-    current = current_shadow(connection, card)
-    if current is not None and current.started_by == PERSON:
-        progress(f"shadow: version {current.version} stays, as a person has chosen it")
-        return None
-    if stopped_by_person(connection, card, deployed.version):
-        progress(f"shadow: none; a person has stopped version {deployed.version}")
-        return None
     try:
-        return start_shadow(
-            connection,
-            card,
-            deployed.version,
-            settings,
-            by=LOOP,
-            reason=deployed.reason,
-            progress=progress,
-        )
-    except (ShadowError, ExportError) as fault:
-        progress(f"note: version {deployed.version} cannot be in shadow: {fault}")
+        with connect(settings=settings) as connection:
+            current = current_shadow(connection, card)
+            if current is not None and current.started_by == PERSON:
+                progress(f"shadow: version {current.version} stays, as a person has chosen it")
+                return None
+            if stopped_by_person(connection, card, deployed.version):
+                progress(f"shadow: none; a person has stopped version {deployed.version}")
+                return None
+            return start_shadow(
+                connection,
+                card,
+                deployed.version,
+                settings,
+                by=LOOP,
+                reason=deployed.reason,
+                progress=progress,
+            )
+    except Exception as fault:
+        progress(f"note: version {deployed.version} is not in shadow: {fault}")
         return None
 
 
@@ -222,6 +224,9 @@ def _waiting(connection: Connection, shadow: Shadow, recent_s: float | None) -> 
         "  WHERE scored.request_id = made.request_id AND scored.row = made.row"
         "  AND scored.model_version = %(version)s)"
     ).format(answered=sql.SQL(answered))
+    with connection.cursor() as cursor:
+        # Planned to be read to its end: for a first tenth it would look rows up one by one.
+        cursor.execute("SET LOCAL cursor_tuple_fraction = 1")
     # Keys only: the cursor outlives the transactions of the batches, so Postgres keeps its rows.
     with connection.cursor(name="shadow_waiting", withhold=True) as cursor:
         cursor.execute(

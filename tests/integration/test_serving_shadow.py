@@ -361,11 +361,14 @@ def test_a_version_of_other_columns_is_refused(database: Settings, card: Card) -
         start_shadow(connection, card, "2", database)
 
 
-def held(version: str = "2", **changes: Any) -> SimpleNamespace:
+def held(version: str = "2", **changes: Any) -> Any:
     """Return a deployment in which the gate has held a challenger that is not bad."""
-    gate = {"challenger_roc_auc": 0.7, "challenger_brier": 0.09, "constant_brier": 0.1}
     deployed = {"outcome": "kept_champion", "version": version, "champion": "1", "production": "1"}
-    return SimpleNamespace(**{**deployed, "reason": "not better", "gate": gate, **changes})
+    return SimpleNamespace(**{**deployed, "reason": "not better", "gate": gate(), **changes})
+
+
+def gate(auc: float | None = 0.7, brier: float = 0.09) -> dict[str, Any]:
+    return {"challenger_roc_auc": auc, "challenger_brier": brier, "constant_brier": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -376,8 +379,14 @@ def held(version: str = "2", **changes: Any) -> SimpleNamespace:
         (held(production=None, champion=None), False),
         (held(version="1"), False),
         (held(gate={"challenger_roc_auc": None}), False),
-        (held(gate={"challenger_roc_auc": 0.49, "challenger_brier": 0.0, "constant_brier": 1}), 0),
-        (held(gate={"challenger_roc_auc": 0.9, "challenger_brier": 0.2, "constant_brier": 0.1}), 0),
+        (
+            held(gate={"challenger_roc_auc": 0.49, "challenger_brier": 0.0, "constant_brier": 1}),
+            False,
+        ),
+        (
+            held(gate={"challenger_roc_auc": 0.9, "challenger_brier": 0.2, "constant_brier": 0.1}),
+            False,
+        ),
     ],
 )
 def test_the_loop_shadows_a_held_challenger_that_is_better_than_a_guess(
@@ -385,12 +394,11 @@ def test_the_loop_shadows_a_held_challenger_that_is_better_than_a_guess(
 ) -> None:
     make_payload(database.payloads_dir, "2")
     off = database.model_copy(update={"shadow_held": False})
-    with database_of(database) as connection:
-        assert shadow_challenger(connection, card, deployed, off) is None
-        found = shadow_challenger(connection, card, deployed, database)
-        again = shadow_challenger(connection, card, deployed, database)
+    assert shadow_challenger(card, deployed, settings=off) is None
+    found = shadow_challenger(card, deployed, settings=database)
+    again = shadow_challenger(card, deployed, settings=database)
     assert again == found
-    assert bool(found) is bool(wanted)
+    assert (found is not None) is wanted
     if found:
         assert (found.version, found.started_by, found.reason) == ("2", LOOP, "not better")
 
@@ -402,8 +410,8 @@ def test_the_loop_replaces_its_own_shadow_and_never_a_persons(
         make_payload(database.payloads_dir, version, seed=int(version))
 
     def loop(version: str) -> str | None:
+        shadow_challenger(card, held(version), settings=database)
         with database_of(database) as connection:
-            shadow_challenger(connection, card, held(version), database)
             current = current_shadow(connection, card)
         return current and current.version
 
@@ -417,3 +425,16 @@ def test_the_loop_replaces_its_own_shadow_and_never_a_persons(
         stop_shadow(connection, card)
     assert loop("3") is None, "a person has stopped it"
     assert loop("4") == "4"
+
+
+def test_a_challenger_that_cannot_be_in_shadow_stops_no_retrain(
+    database: Settings, card: Card
+) -> None:
+    said: list[str] = []
+    (database.payloads_dir / "2").mkdir(parents=True)
+    for name in ("predict.py", "model.onnx", "model.json"):
+        (database.payloads_dir / "2" / name).touch()
+    assert shadow_challenger(card, held(), said.append, database) is None
+    assert said[0].startswith("note: version 2 is not in shadow")
+    with database_of(database) as connection:
+        assert current_shadow(connection, card) is None

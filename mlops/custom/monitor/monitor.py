@@ -3,6 +3,7 @@
 from mlops.database import connect
 from mlops.dataset.card import load_card
 from mlops.monitoring.monitor import monitor
+from mlops.serving.comparison import follow_shadow
 from mlops.settings import get_settings
 
 if "custom" not in globals():
@@ -11,6 +12,8 @@ if "custom" not in globals():
 
 @custom
 def monitor_production(*_upstream, **_variables):
+    card = load_card(get_settings().card)
+    follow_shadow(card, print)
     with connect() as connection:
-        months = monitor(connection, load_card(get_settings().card), progress=print)
+        months = monitor(connection, card, progress=print)
     return {"periods": [month.period for month in months]}
