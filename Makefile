@@ -3,7 +3,8 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate test lint \
+.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate rollback release \
+	promote test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
 	setup-peers bench-serving bench-load fuzz faults
 
@@ -71,6 +72,16 @@ simulate: ready ## Play a month of the file as live traffic: MONTH=2009-03
 run: ready ## Run a pipeline in Mage: PIPELINE=monitor
 	@test -n "$(PIPELINE)" || { echo "which pipeline? make run PIPELINE=monitor" >&2; exit 2; }
 	@$(stack) run $(PIPELINE)
+
+rollback: ready ## Put the former production version back in seconds, and hold the loop
+	@$(stack) rollback
+
+release: ready ## Let the loop promote again after a rollback
+	@$(stack) release
+
+promote: ready ## Put a version in production, whatever the gate says: VERSION=7
+	@test -n "$(VERSION)" || { echo "which version? make promote VERSION=7" >&2; exit 2; }
+	@$(stack) promote "$(VERSION)"
 
 check: setup ## Say what would keep the stack from starting
 	@$(stack) check

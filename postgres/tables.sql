@@ -339,7 +339,8 @@ FROM months;
 ALTER TABLE ops.holds
     ADD COLUMN IF NOT EXISTS rolled_from text,
     ADD COLUMN IF NOT EXISTS rolled_to text,
-    ADD COLUMN IF NOT EXISTS done_at timestamptz;
+    ADD COLUMN IF NOT EXISTS done_at timestamptz,
+    ADD COLUMN IF NOT EXISTS request text; -- whoever asked for it, so that asking again is known
 
 -- Every decision of the gate, also of those that kept the champion, and of what a person decided.
 CREATE TABLE IF NOT EXISTS ops.gate_decisions (

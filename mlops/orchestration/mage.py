@@ -21,7 +21,10 @@ from mlops.database import connect
 from mlops.orchestration.server import PROJECT
 from mlops.settings import Settings, get_settings
 
-PIPELINES = ("prepare", "train", "deploy", "test", "monitor", "retrain", "score", "shadow")
+PIPELINES = (
+    *("prepare", "train", "deploy", "test", "monitor", "retrain", "score"),
+    *("promote", "rollback", "shadow"),
+)
 
 # The trigger that each pipeline's triggers.yaml defines.
 TRIGGER = "api"

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.entities import Run
 from numpy.typing import ArrayLike, NDArray
 from psycopg2.extensions import connection as Connection
+from psycopg2.extras import Json
 
 from mlops.dataset.card import PERIOD, TARGET, Card
 from mlops.dataset.errors import DataError
@@ -19,6 +21,9 @@ from mlops.training import tracking
 from mlops.training.bootstrap import bootstrap
 from mlops.training.fit import score_window
 from mlops.training.metrics import brier, roc_auc
+
+SCORE = "score"
+"""Column of a run's reference: what its candidate gave each validation row, unseen."""
 
 _FEWEST_ANSWERS = 10
 _TITLES = {"roc_auc": "ROC AUC", "brier": "Brier"}
@@ -256,113 +261,113 @@ def evaluate_gate(
     champion_version: str | None,
     settings: Settings | None = None,
 ) -> GateDecision:
-    """Return the decision on the latest labelled rows that neither version was fitted on.
+    """Return the decision on the latest labelled rows that neither version's scores know.
 
-    These are of the last `validation_months` labelled periods: for a challenger that was just
-    trained on them its validation rows. Where no labelled month is later than its training, its
-    validation rows are taken, however few they are. Periods that a version was fitted on do not
-    count: what it knows by heart tells nothing. If fewer than `gate_min_rows` rows remain, nothing
-    is promoted, and the reason says who had seen the rest; the numbers are then those of all rows.
+    For a challenger that was just trained these are its validation rows, with the scores that it
+    gave them out of fold; if labelled months are later than its training, these months. Rows of
+    periods that the champion was fitted on do not count: what it knows by heart tells nothing. If
+    fewer than `gate_min_rows` remain, nothing is promoted and the reason says so; the numbers are
+    then those of all rows.
 
     A challenger that is in production already keeps its place: a deployment that was interrupted
     may run again.
 
-    Raises RegistryError or TrainingError if a version, its model or its rows are gone, DataError if
-    there is no labelled month and the challenger's validation rows are gone.
+    Raises RegistryError or TrainingError if a version, its model or its validation rows are gone.
     """
     settings = settings or get_settings()
     rival = champion_version if champion_version != challenger_version else None
-    challenger = _fitting(card, challenger_version, settings)
-    champion = None if rival is None else _fitting(card, rival, settings)
-    start, end, rows = _window(connection, card, challenger.validated)
-    unseen = _unseen(rows, challenger, champion)
-    enough = len(unseen) >= (
-        settings.gate_min_rows if rival is not None or len(unseen) < len(rows) else 1
-    )
-    rows_compared = unseen if enough else rows
+    run = _run(card, challenger_version, settings)
+    rows, scores = _evidence(connection, card, challenger_version, run, settings)
+    champion_fitted = None if rival is None else _fitted(_run(card, rival, settings))
+    unseen = np.ones(len(rows), dtype=bool)
+    if champion_fitted is not None:
+        first, last = champion_fitted.split("..")
+        unseen = ~rows[PERIOD].between(first, last).to_numpy()
+    enough = rival is None or unseen.sum() >= settings.gate_min_rows
+    if enough:
+        rows, scores = rows[unseen], scores[unseen]
     decision = decide(
-        score_window(load_pipeline(card, challenger_version, settings), card, rows_compared),
-        None
-        if rival is None
-        else score_window(load_pipeline(card, rival, settings), card, rows_compared),
-        rows_compared,
+        scores,
+        None if rival is None else score_window(load_pipeline(card, rival, settings), card, rows),
+        rows,
         card,
-        challenger.base_rate,
+        # What was positive before the rows that are compared: the guess must not know them.
+        run.data.metrics.get("earlier_positive_rate", run.data.metrics["fitting_positive_rate"]),
         settings,
     )
+    start, end = str(rows[PERIOD].min()), str(rows[PERIOD].max())
     numbers = {
         **decision.numbers,
         "challenger": challenger_version,
         "champion": champion_version,
         "window_start": start,
         "window_end": end,
-        "window_rows": len(rows),
-        "unseen_rows": len(unseen),
-        "challenger_fitted": f"{challenger.start}..{challenger.end}",
-        "champion_fitted": champion and f"{champion.start}..{champion.end}",
+        "window_rows": len(unseen),
+        "unseen_rows": int(unseen.sum()),
+        "challenger_fitted": _fitted(run),
+        "champion_fitted": champion_fitted,
     }
     if champion_version == challenger_version:
         return GateDecision(True, f"version {challenger_version} is in production already", numbers)
     if enough:
         return GateDecision(decision.promote, decision.reason, numbers)
-    seen = [
-        f"the {role} was fitted on {each.start} to {each.end}"
-        for role, each in (("challenger", challenger), ("champion", champion))
-        if each is not None and len(_unseen(rows, each)) < len(rows)
-    ]
-    numbers["rule"] = "no comparison"
+    known = f", which was fitted on {champion_fitted}" if unseen.sum() < len(unseen) else ""
     return GateDecision(
         False,
-        f"no comparison: of {len(rows)} labelled rows of {start} to {end} {len(unseen)} are unseen "
-        f"by {'both' if rival is not None else 'it'}, {settings.gate_min_rows} are asked "
-        f"(gate_min_rows){': ' if seen else ''}{', '.join(seen)}",
-        numbers,
+        f"no comparison: {unseen.sum()} of {len(unseen)} labelled rows, {start} to {end}, are "
+        f"unseen by the champion{known}; {settings.gate_min_rows} are asked (gate_min_rows)",
+        {**numbers, "rule": "no comparison"},
     )
 
 
-@dataclass(frozen=True)
-class _Fitting:
-    """What a version was fitted on, first and last period, and what it was validated on."""
-
-    start: str
-    end: str
-    validated: str
-    base_rate: float
+def _run(card: Card, version: str, settings: Settings) -> Run:
+    found = get_version(card, version, settings)
+    return tracking.client(settings).get_run(str(found.run_id))
 
 
-def _fitting(card: Card, version: str, settings: Settings) -> _Fitting:
-    """Return what a version's run says that it was fitted on."""
-    run = tracking.client(settings).get_run(str(get_version(card, version, settings).run_id))
-    start, end = run.data.params["fitting_periods"].split("..")
-    return _Fitting(
-        start, end, run.data.params["validation_periods"], run.data.metrics["fitting_positive_rate"]
-    )
+def _fitted(run: Run) -> str:
+    """Return first and last period that a version was fitted on: 2008-05..2009-02."""
+    return str(run.data.params["fitting_periods"])
 
 
-def _unseen(rows: pd.DataFrame, *versions: _Fitting | None) -> pd.DataFrame:
-    """Return the rows of periods that none of the versions was fitted on."""
-    seen = np.zeros(len(rows), dtype=bool)
-    for each in versions:
-        if each is not None:
-            seen |= rows[PERIOD].between(each.start, each.end).to_numpy()
-    return rows[~seen].reset_index(drop=True)
+def _evidence(
+    connection: Connection, card: Card, version: str, run: Run, settings: Settings
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Return the rows that a challenger is judged on, and its scores of them.
 
-
-def _window(connection: Connection, card: Card, validated: str) -> tuple[str, str, pd.DataFrame]:
-    """Return first and last period and the rows to compare on, given the challenger's `validated`.
-
-    A training may end in a month that has too few rows to end a labelled window. If that were
-    compared on the months before, the challenger would have been fitted on them, and so would the
-    next one.
+    Those of labelled months later than its training, if there are any that end a window; else its
+    validation rows, which were scored without having been fitted.
     """
-    start, end = validated.split("..")
-    own = load_window(connection, card, start, end)
+    reference = tracking.load_reference(run.info.run_id, settings)
+    known = max(_fitted(run).rpartition("..")[2], str(reference[PERIOD].max()))
     try:
-        latest = latest_labelled_window(connection, card, card.time.validation_months)
+        _, end = latest_labelled_window(connection, card, card.time.validation_months)
     except DataError:
-        if own.empty:
-            raise
-        return start, end, own
-    if latest[1] > end or own.empty:  # empty, where simulated months were forgotten
-        return *latest, load_window(connection, card, *latest)
-    return start, end, own
+        end = known
+    if end > known:
+        rows = load_window(connection, card, known, end)
+        rows = rows[rows[PERIOD] > known].reset_index(drop=True)
+        return rows, score_window(load_pipeline(card, version, settings), card, rows)
+    return reference, reference[SCORE].to_numpy(dtype=np.float64)
+
+
+def record_decision(
+    connection: Connection,
+    card: Card,
+    challenger: str,
+    champion: str | None,
+    decision: GateDecision,
+    cause: str,
+    training_id: str | None,
+) -> None:
+    """Keep a decision in `ops.gate_decisions`, whatever it is; the caller commits."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ops.gate_decisions"
+            " (card, challenger, champion, training_id, cause, promote, reason, numbers)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            (
+                *(card.name, challenger, champion, training_id, cause),
+                *(decision.promote, decision.reason, Json(decision.numbers)),
+            ),
+        )

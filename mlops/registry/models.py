@@ -9,7 +9,7 @@ Every function may run again, also after one that was interrupted: it then does 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -27,6 +27,9 @@ PRODUCTION = "production"
 ARCHIVED = "archived"
 STAGING = ("staging-1", "staging-2", "staging-3")
 STAGE_TAG = "stage"
+
+Began = Literal["first", "gate", "by hand", "rollback", "withdrawn", "healed"]
+"""How a stay in production begins; `healed`: by what a crash left, see `heal_history`."""
 
 
 class RegistryError(RuntimeError):
@@ -141,9 +144,11 @@ def record_deployment(
     training_id: str | None = None,
     candidate: str | None = None,
     gate: dict[str, Any] | None = None,
+    began: Began = "gate",
 ) -> int:
     """Close the champion's row of `ops.deployments`, open one for `version`, and return its id.
 
+    `began` says how the stay begins, and is what `former_stays` goes by.
     To be called after `promote`: the alias is the truth, and a crash between the two is healed by
     `heal_history`. For the version that is recorded already nothing changes. Both writes
     are in the caller's transaction.
@@ -151,12 +156,13 @@ def record_deployment(
     current = current_deployment(connection, card)
     if current is not None and current["model_version"] == version:
         return int(current["id"])
-    _close_deployment(connection, card)
+    _close_deployment(connection, card, version)
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO ops.deployments (card, model_version, training_id, candidate, cause, gate,"
-            " deployed_at) VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp()) RETURNING id",
-            (card.name, version, training_id, candidate, cause, gate and Json(gate)),
+            " began, deployed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp())"
+            " RETURNING id",
+            (card.name, version, training_id, candidate, cause, gate and Json(gate), began),
         )
         row = cursor.fetchone()
         # Whatever brought it there: who answers is in nobody's shadow.
@@ -195,6 +201,7 @@ def heal_history(
         training_id=tags.get(tracking.TRAINING_TAG),
         candidate=tags.get(tracking.CANDIDATE_TAG),
         gate={"promote": True, "reason": reason, "numbers": {"champion": recorded}},
+        began="healed",
     )
     return champion
 
@@ -209,12 +216,39 @@ def current_deployment(connection: Connection, card: Card) -> dict[str, Any] | N
     return None if row is None else dict(row)
 
 
-def _close_deployment(connection: Connection, card: Card) -> str | None:
+def former_stays(connection: Connection, card: Card) -> list[dict[str, Any]]:
+    """Return the stays that a rollback can return to, the oldest first; the champion's is not one.
+
+    Each has the columns of `ops.deployments`. What was rolled back or withdrawn is none any more,
+    so that going back twice goes one further back, and never forth: a stay that begins by going
+    back takes all those after the one that it returns to off the list.
+    """
+    with connection.cursor(cursor_factory=RealDictCursor) as cursor:
+        cursor.execute("SELECT * FROM ops.deployments WHERE card = %s ORDER BY id", (card.name,))
+        rows = [dict(row) for row in cursor.fetchall()]
+    stays: list[dict[str, Any]] = []
+    for row in rows:
+        back = row["began"] in ("rollback", "withdrawn", "healed")
+        known = [place for place, stay in enumerate(stays) if _same_version(stay, row)]
+        if back and known:
+            del stays[known[-1] :]
+        stays.append(row)
+        if row["retired_at"] is not None and row["retired_by"] is None:
+            stays.pop()  # taken out of production, with none to follow
+    return [stay for stay in stays if stay["retired_at"] is not None]
+
+
+def _same_version(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return bool(one["model_version"] == other["model_version"])
+
+
+def _close_deployment(connection: Connection, card: Card, by: str | None = None) -> str | None:
+    """Close the champion's row; `by` is the version that takes its place."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "UPDATE ops.deployments SET retired_at = clock_timestamp()"
+            "UPDATE ops.deployments SET retired_at = clock_timestamp(), retired_by = %s"
             " WHERE card = %s AND retired_at IS NULL RETURNING model_version",
-            (card.name,),
+            (by, card.name),
         )
         row = cursor.fetchone()
     return None if row is None else str(row[0])

@@ -17,8 +17,8 @@ from psycopg2.extensions import connection as Connection
 
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import data_digest, load_window
-from mlops.dataset.windows import split_window
-from mlops.registry.gate import GateDecision, evaluate_gate
+from mlops.registry.gate import GateDecision, evaluate_gate, record_decision
+from mlops.registry.holds import active_hold
 from mlops.registry.models import (
     current_deployment,
     get_version,
@@ -27,7 +27,6 @@ from mlops.registry.models import (
     production_version,
     promote,
     record_deployment,
-    retire_production,
     stage_top,
 )
 from mlops.serving.client import ApiError, ApiUnavailable, PayloadRefused, PredictClient
@@ -106,6 +105,8 @@ def deploy(
         decision, former = _former_decision(connection, card, challenger, settings)
     else:
         decision, former = evaluate_gate(connection, card, challenger, champion, settings), champion
+        decision = _unless_held(connection, card, decision)
+        record_decision(connection, card, challenger, champion, decision, cause, training_id)
     progress(f"gate: {'passed' if decision.promote else 'not passed'}: {decision.reason}")
     production = challenger if decision.promote else champion
     back_to = before = current_version(settings.payloads_dir)
@@ -115,9 +116,9 @@ def deploy(
     # A champion is served too if nobody serves it: its payload may have been deleted.
     if production is not None and (decision.promote or before != production):
         max_difference = render_version(production, card, connection, settings, progress)
-        _switch(production, back_to, settings, progress, answer_limit)
+        switch_api(production, back_to, settings, progress, answer_limit)
     if decision.promote:
-        _register(challenger, back_to, card, settings, progress, answer_limit)
+        register_production(challenger, back_to, card, settings, progress, answer_limit)
         record_deployment(
             connection,
             card,
@@ -126,6 +127,7 @@ def deploy(
             training_id=training_id,
             candidate=entry["candidate"],
             gate=decision.as_dict(),
+            began="first" if former is None else "gate",
         )
         progress(f"production: version {challenger} ({entry['candidate']})")
     # Last, so that a deployment that fails leaves the registry as it was.
@@ -145,42 +147,14 @@ def deploy(
     )
 
 
-def withdraw(
-    version: str,
-    card: Card,
-    connection: Connection,
-    cause: str,
-    progress: Callable[[str], object] = print,
-    answer_limit: float = ANSWER_LIMIT_S,
-    settings: Settings | None = None,
-) -> str:
-    """Take a version out of production; return what is there, as a sentence.
-
-    The champion that it replaced comes back: link, alias and `ops.deployments`. If it replaced
-    none, nothing is in production, and the API answers with the last one until the next deployment.
-    A version that is not in production (any more) is left alone.
-
-    Raises DeploymentError if the API does not answer as the former champion: nothing is changed
-    then. The caller commits; the registry is changed at once.
-    """
-    settings = settings or get_settings()
-    lock(connection, lock_name(card))
-    champion = heal_history(connection, card, settings)
-    current = current_deployment(connection, card)
-    if champion != version or current is None:
-        return f"Version {champion or 'none'} is in production"
-    former = (current["gate"] or {}).get("numbers", {}).get("champion")
-    if former is None or former == version:
-        retire_production(connection, card, settings)
-        return f"Version {version} replaced none: nothing is in production now, run deploy again"
-    if not is_payload(settings.payloads_dir / former):
-        render_version(former, card, connection, settings, progress)
-    _switch(former, version, settings, progress, answer_limit)
-    _register(former, version, card, settings, progress, answer_limit)
-    stay = _last_stay(connection, card, former)
-    record_deployment(connection, card, former, cause=cause, **stay)
-    progress(f"production: version {former} again, instead of {version}")
-    return f"Version {former} is in production again"
+def _unless_held(connection: Connection, card: Card, decision: GateDecision) -> GateDecision:
+    """Return the decision, or that nothing is promoted while a person's hold stands."""
+    hold = active_hold(connection, card)
+    if hold is None or not decision.promote:
+        return decision
+    numbers = {**decision.numbers, "rule": "hold", "rule_without_hold": decision.numbers["rule"]}
+    reason = f"{hold.in_words()}. The gate would have let it pass: {decision.reason}"
+    return GateDecision(False, reason, numbers)
 
 
 def _former_decision(
@@ -197,21 +171,6 @@ def _former_decision(
     anew = evaluate_gate(connection, card, version, rival, settings)
     reason = stored.get("reason") or f"version {version} is in production already"
     return GateDecision(True, f"{reason}; {anew.reason}", anew.numbers), rival
-
-
-def _last_stay(connection: Connection, card: Card, version: str) -> dict[str, Any]:
-    """Return training, candidate and gate of a version's latest stay in production.
-
-    The gate goes with it, as it names whom the version had replaced.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT training_id, candidate, gate FROM ops.deployments"
-            " WHERE card = %s AND model_version = %s ORDER BY id DESC LIMIT 1",
-            (card.name, version),
-        )
-        row = cursor.fetchone() or (None, None, None)
-    return dict(zip(("training_id", "candidate", "gate"), row, strict=True))
 
 
 def lock_name(card: Card) -> str:
@@ -277,7 +236,7 @@ def render_version(
         card,
         version,
         onnx,
-        split_window(frame, card.time.validation_months).fitting,
+        frame,
         run_id=run_id,
         candidate=registered.tags[tracking.CANDIDATE_TAG],
         training_id=training.id,
@@ -291,7 +250,7 @@ def render_version(
     return onnx.max_difference
 
 
-def _switch(
+def switch_api(
     version: str,
     back_to: str | None,
     settings: Settings,
@@ -314,7 +273,7 @@ def _switch(
     progress(f"API: every worker answers as version {version} ({time.monotonic() - began:.1f} s)")
 
 
-def _register(
+def register_production(
     version: str,
     back_to: str | None,
     card: Card,

@@ -22,8 +22,8 @@ from mlops.dataset.rows import load_future, periods_to_come, to_records
 from mlops.dataset.timeline import month_start
 from mlops.registry.models import get_version, load_pipeline
 from mlops.serving.client import PredictClient
-from mlops.serving.deployment import withdraw
 from mlops.serving.export import ParityError
+from mlops.serving.rollback import withdraw
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.fit import score_window

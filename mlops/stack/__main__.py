@@ -119,6 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--installed", type=float, help="when the environments were there (Unix s)")
     run = add("run", run_pipeline, "run a pipeline in Mage and wait for its end")
     run.add_argument("pipeline", choices=PIPELINES)
+    add("rollback", run_rollback, "put the former production version back, and hold the loop")
+    add("release", run_release, "let the loop promote again")
+    promotion = add("promote", run_promote, "put a version in production, whatever the gate says")
+    promotion.add_argument("version", help="of the registry, such as 7")
     simulate = add("simulate", run_simulate, "play a month of the file as live traffic")
     simulate.add_argument("period", help="the month, such as 2009-03")
     return parser
@@ -330,15 +334,64 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_pipeline(options: argparse.Namespace) -> int:
     """Run one pipeline in Mage, as its trigger there would, and say how it ended."""
+    return _run_in_mage(options.pipeline, {}, _settings())
+
+
+def run_promote(options: argparse.Namespace) -> int:
+    """Put a version in production; by Mage, since it is exported anew."""
+    asked = {"version": options.version, "cause": "make promote"}
+    return _run_in_mage("promote", asked, _settings())
+
+
+def run_rollback(options: argparse.Namespace) -> int:
+    """Put the former production version back; without Mage, if its payload is there."""
     settings = _settings()
+    # Imported here, as with everything that needs seconds for it.
+    from mlflow.exceptions import MlflowException
+
+    from mlops.dataset.card import CardError, load_card
+    from mlops.registry.models import former_stays
+    from mlops.serving.deployment import DeploymentError
+    from mlops.serving.payload import is_payload
+    from mlops.serving.rollback import RollbackError, roll_back
+
+    cause = "make rollback"
     try:
-        run = trigger_pipeline(options.pipeline, settings=settings)
-        with console.status(f"{options.pipeline} …") as status:
-            wait_for_run(run, progress=status.update, settings=settings)
-    except MageError as error:
+        card = load_card(settings.card)
+        with connect(settings=settings) as connection:
+            stays = former_stays(connection, card)
+            connection.commit()
+            if stays and not is_payload(settings.payloads_dir / stays[-1]["model_version"]):
+                version = stays[-1]["model_version"]
+                console.print(f"the payload of version {version} is gone: Mage exports it anew")
+                return _run_in_mage("rollback", {"cause": cause}, settings)
+            done = roll_back(
+                connection, card, settings, lambda line: console.print(escape(str(line))), cause
+            )
+    except (RollbackError, DeploymentError, CardError, MlflowException) as error:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
-    console.print(f"{options.pipeline}: completed (run {run}: {settings.mage_url})")
+    except psycopg2.OperationalError as error:
+        return _no_database(error)
+    console.print(f"{done.seconds:.1f} s")
+    return 0
+
+
+def run_release(options: argparse.Namespace) -> int:
+    """Let the loop promote again."""
+    settings = _settings()
+    from mlops.dataset.card import CardError, load_card
+    from mlops.serving.rollback import release
+
+    try:
+        card = load_card(settings.card)
+        with connect(settings=settings) as connection:
+            release(connection, card, "make release", lambda line: console.print(escape(str(line))))
+    except CardError as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    except psycopg2.OperationalError as error:
+        return _no_database(error)
     return 0
 
 
@@ -372,14 +425,32 @@ def run_simulate(options: argparse.Namespace) -> int:
         console.print(f"[red]{escape(str(error))}[/]")
         return FAILED
     except psycopg2.OperationalError as error:
-        reason = str(error).strip().splitlines()[0]
-        console.print(f"[red]{escape(reason)}[/]: is the stack up? `make status`, `make up`")
-        return FAILED
+        return _no_database(error)
     console.print(
         f"{played.period}: {played.rows:,} requests, {played.labelled:,} labels delivered, "
         f"{played.warned:,} answered with a warning, {played.seconds:.1f} s"
     )
     return 0
+
+
+def _run_in_mage(pipeline: str, variables: dict[str, str], settings: Settings) -> int:
+    """Run a pipeline with `variables`, wait for its end, and return the exit code."""
+    try:
+        run = trigger_pipeline(pipeline, variables, settings=settings)
+        with console.status(f"{pipeline} …") as status:
+            wait_for_run(run, progress=status.update, settings=settings)
+    except MageError as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    console.print(f"{pipeline}: completed (run {run}: {settings.mage_url})")
+    return 0
+
+
+def _no_database(error: psycopg2.OperationalError) -> int:
+    """Say that Postgres does not answer; return the exit code."""
+    reason = str(error).strip().splitlines()[0]
+    console.print(f"[red]{escape(reason)}[/]: is the stack up? `make status`, `make up`")
+    return FAILED
 
 
 def _ensure_secrets() -> list[str]:
