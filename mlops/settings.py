@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     data: str | None = Field(None, description="Local zip or CSV, or an address of one.")
     candidates: Path = Field(ROOT / "mlops" / "training" / "candidates.yaml")
     seed: int = 42
+    recency_half_life_months: float = Field(
+        1.0, ge=0, description="Age at which a row counts half in a training; 0: all count alike."
+    )
+    validation_min_rows: int = Field(
+        200, ge=1, description="If a training's newest months have fewer, the one before joins."
+    )
     training_threads: int = Field(
         1, ge=1, description="Of one candidate; the candidates run beside one another."
     )
@@ -180,13 +186,24 @@ class Settings(BaseSettings):
         True, description="A challenger that the gate holds scores live traffic in shadow."
     )
     parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
-    retrain_window_months: int = 6
+    retrain_window_months: int = 12
     retrain_cool_down_s: int = Field(60, description="Rest between two retrains.")
     retrain_tries: int = Field(
         3, ge=1, description="Retrains for one alert, as long as they fail and it is not over."
     )
     retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
+    mage_block_limit_s: int = Field(
+        1800, ge=1, description="A run in Mage in which nothing moves for so long is failed."
+    )
     test_months: int = Field(3, description="Months after the window that test scores.")
+
+    # Reports: what is older, or more, is deleted after each monitoring (mlops/reporting/library.py)
+    reports_keep_months: int = Field(
+        24, ge=1, description="Latest months of each version, and of retrains."
+    )
+    reports_max_mb: int = Field(
+        200, ge=10, description="Of all; a month is about 0.3 MB. The oldest retired go first."
+    )
 
     # Which rows may be learnt from (mlops/dataset/quality.py); beyond, a training is refused
     quality_min_rows: int = Field(

@@ -8,11 +8,9 @@ may be interrupted and repeated.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,6 +24,9 @@ from mlops.dataset.timeline import month_start, period_of
 from mlops.monitoring.confidence import estimate_performance
 from mlops.monitoring.drift import SCORE, ColumnDrift, Drift, measure_drift, missing_share
 from mlops.registry.models import RegistryError, current_deployment, get_version
+from mlops.reporting.library import prune
+from mlops.reporting.months import report_month
+from mlops.reporting.retrains import refresh_retrains
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.errors import TrainingError
@@ -108,11 +109,22 @@ def monitor(
         earlier.append(_labelled(current))
         store_metrics(connection, metrics)
         store_columns(connection, version, period, drift.by_column if drift else ())
-        if drift and drift.html_report:
-            path = settings.reports_dir / version / f"{period}.html"
-            _write_atomically(path, drift.html_report)
+        report_month(
+            connection,
+            card,
+            version,
+            period,
+            reference,
+            current,
+            threshold,
+            drift.html_report if drift else None,
+            settings,
+        )
         progress(_sentence(metrics, settings))
         measured.append(metrics)
+    refresh_retrains(connection, card, version, settings)
+    in_production = current_deployment(connection, card)
+    prune(settings, champion=in_production["model_version"] if in_production else version)
     return measured
 
 
@@ -338,17 +350,6 @@ def _production_version(connection: Connection, card: Card) -> str:
             f"no version of {card.name} is in production: run the pipelines train and deploy first"
         )
     return str(deployment["model_version"])
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; whoever reads it meanwhile sees the old page or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _sentence(metrics: MonthMetrics, settings: Settings) -> str:

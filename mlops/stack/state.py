@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mlops.reporting.library import ASSETS, RETRAINS
 from mlops.settings import ROOT, Settings
 
 _MARK = "mlops-stack"
@@ -23,7 +24,11 @@ _MARK = "mlops-stack"
 _MARK_TEXT = "The MLOps stack keeps its state in this folder; `make clean` deletes all of it.\n"
 _NUMBERED = re.compile(r"[0-9]+")
 _PAYLOAD_DRAFT = re.compile(r"\.(?:[0-9]+|current)\.[0-9a-f]+\.(?:new|old)")
-_REPORT = re.compile(r"[0-9]{4}-[0-9]{2}\.html|\.[0-9]{4}-[0-9]{2}\.html\.[0-9]+")
+_REPORT = re.compile(r"(\.)?[0-9]{4}-[0-9]{2}(\.evidently)?\.html(?(1)\.[0-9]+)")
+_SHARED_REPORTS = {
+    RETRAINS: re.compile(r"(\.)?[A-Za-z0-9][A-Za-z0-9_-]*\.html(?(1)\.[0-9]+)"),
+    ASSETS: re.compile(r"(\.)?evidently-[0-9.]+\.js(?(1)\.[0-9]+)"),
+}
 
 
 class StateError(RuntimeError):
@@ -203,7 +208,10 @@ def _is_payload(path: Path) -> bool:
 
 
 def _is_reports(path: Path) -> bool:
-    """Whether `path` holds a version's monthly reports and nothing else."""
+    """Whether `path` holds a version's monthly reports and nothing else, or those of retrains."""
+    if path.name in _SHARED_REPORTS and path.is_dir() and not path.is_symlink():
+        looks = _SHARED_REPORTS[path.name]
+        return all(looks.fullmatch(each.name) for each in path.iterdir())
     if not _NUMBERED.fullmatch(path.name) or not path.is_dir():
         return False
     return all(_REPORT.fullmatch(each.name) for each in path.iterdir())

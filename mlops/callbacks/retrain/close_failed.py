@@ -2,6 +2,9 @@
 
 from mlops.alerting.retrains import close_retrain
 from mlops.database import connect
+from mlops.dataset.card import load_card
+from mlops.reporting.retrains import report_retrain
+from mlops.settings import get_settings
 
 if "callback" not in globals():
     from mage_ai.data_preparation.decorators import callback
@@ -14,6 +17,7 @@ def close_failed(*_output, cancelled=False, **variables):
     try:
         with connect() as connection:
             close_retrain(connection, retrain_id, "failed", reason, cancelled=cancelled)
+            report_retrain(connection, load_card(get_settings().card), retrain_id)
     except LookupError:
         reason += " (it had not been opened)"
     print(f"retrain {retrain_id} failed, {reason}")
