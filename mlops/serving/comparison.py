@@ -161,10 +161,12 @@ def measure_pair(
         "mean_score": float(shadow.mean()),
         "champion_mean_score": float(champion.mean()),
     }
-    if shadow.std() > 0 and champion.std() > 0:
-        measured["correlation"] = float(np.corrcoef(shadow, champion)[0, 1])
+    # Not by the standard deviation, which rounds to more than 0 where all scores are alike.
+    if np.ptp(champion) > 0:
         distance = wasserstein_distance(champion, shadow) / champion.std()
         measured["score_distance"] = float(distance)
+        if np.ptp(shadow) > 0:
+            measured["correlation"] = float(np.corrcoef(shadow, champion)[0, 1])
     more = None
     if threshold is not None and champion_threshold is not None:
         # 1 where only the shadow says yes, -1 where only the champion does.

@@ -25,11 +25,13 @@ from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import to_records
 from mlops.registry.models import record_deployment
 from mlops.registry.shadows import LOOP, PERSON, current_shadow, stop_shadow
+from mlops.serving import comparison
 from mlops.serving import shadow as shadowing
 from mlops.serving.client import PredictClient
+from mlops.serving.comparison import ShadowMonth, compare_shadow, follow_shadow
 from mlops.serving.payload import switch_current
 from mlops.serving.shadow import ShadowError, score_shadow, shadow_challenger, start_shadow
-from mlops.serving.traffic import forget_simulations
+from mlops.serving.traffic import deliver_labels, forget_simulations
 from mlops.settings import ROOT, Settings
 from tests.fixtures.predict import PredictServer, make_payload, make_rows
 from tests.fixtures.waiting import await_
@@ -438,3 +440,87 @@ def test_a_challenger_that_cannot_be_in_shadow_stops_no_retrain(
     assert said[0].startswith("note: version 2 is not in shadow")
     with database_of(database) as connection:
         assert current_shadow(connection, card) is None
+
+
+def label_all(settings: Settings, request: str) -> None:
+    with database_of(settings) as connection:
+        random = np.random.default_rng(3)
+        labels = [(request, row, int(random.random() < 0.3)) for row in range(200)]
+        deliver_labels(connection, labels)
+
+
+def compare(settings: Settings, card: Card) -> list[ShadowMonth]:
+    with database_of(settings) as connection:
+        return compare_shadow(connection, card, "2", settings)
+
+
+def test_months_are_compared_by_who_answered_and_anew_when_rows_or_labels_come(
+    database: Settings, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_payload(database.payloads_dir, "1", seed=1)
+    begin(database, card)
+    request = log(database, card, 200, seed=6)
+    log(database, card, 100, period="2009-04-01", seed=7)
+    log(database, card, 80, period="2009-04-01", version="3", seed=8)
+    score(database, card)
+    march, april, other = compare(database, card)
+    assert [(each.period, each.champion) for each in (march, april, other)] == [
+        ("2009-03", "1"),
+        ("2009-04", "1"),
+        ("2009-04", "3"),
+    ]
+    assert [each.row_count for each in (march, april, other)] == [200, 100, 80]
+    query = "SELECT probability FROM serving.shadow_predictions WHERE request_id = %s"
+    ours = [probability for (probability,) in rows_of(database, query, request)]
+    assert march.mean_score == pytest.approx(np.mean(ours))
+    assert march.changed_share == pytest.approx(np.mean([p < 0.5 for p in ours]))  # champion: 0.5
+    assert march.roc_auc is None
+    assert other.champion_threshold is None, "its payload is gone"
+    assert other.changed_share is None
+
+    label_all(database, request)
+    measured: list[str] = []
+    measure = comparison._measure
+    monkeypatch.setattr(
+        comparison, "_measure", lambda *args: measured.append(args[1].period) or measure(*args)
+    )
+    (march, *_) = compare(database, card)
+    assert measured == ["2009-03"], "the others have not changed"
+    assert march.labelled_count == 200
+    assert march.roc_auc is not None
+    assert march.roc_auc_low is not None
+    assert march.profit is not None
+    assert march.champion_roc_auc == 0.5
+    assert compare(database, card)[0] == march
+    assert measured == ["2009-03"]
+
+
+def test_a_comparison_of_rows_that_were_forgotten_is_forgotten(
+    database: Settings, card: Card
+) -> None:
+    begin(database, card)
+    log(database, card, 30, purpose="simulation")
+    log(database, card, 30, period="2009-04-01")
+    score(database, card)
+    assert len(compare(database, card)) == 2
+    with database_of(database) as connection:
+        forget_simulations(connection)
+    assert [each.period for each in compare(database, card)] == ["2009-04"]
+    stored = rows_of(database, "SELECT period::text FROM grafana.shadow_comparison")
+    assert stored == [("2009-04-01",)]
+
+
+def test_who_follows_the_shadow_scores_compares_and_never_fails(
+    database: Settings, card: Card
+) -> None:
+    said: list[str] = []
+    assert follow_shadow(card, said.append, database) == []
+    begin(database, card)
+    log(database, card, 40)
+    (month,) = follow_shadow(card, said.append, database)
+    assert month.row_count == 40
+    assert any("2009-03, version 2 in the shadow of 1: 40 rows" in line for line in said)
+    (database.payloads_dir / "2" / "model.onnx").write_bytes(b"no model")
+    log(database, card, 5)
+    assert follow_shadow(card, said.append, database) == []
+    assert said[-1].startswith("note: the shadow does not follow")
