@@ -4,7 +4,7 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate rollback release \
-	promote test lint \
+	promote shadow test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
 	setup-peers bench-serving bench-load fuzz faults
 
@@ -82,6 +82,9 @@ release: ready ## Let the loop promote again after a rollback
 promote: ready ## Put a version in production, whatever the gate says: VERSION=7
 	@test -n "$(VERSION)" || { echo "which version? make promote VERSION=7" >&2; exit 2; }
 	@$(stack) promote "$(VERSION)"
+
+shadow: ready ## Let a version score what is answered, and answer nobody: VERSION=7, or STOP=1
+	@$(stack) shadow $(if $(STOP),--stop) $(if $(SINCE),--since "$(SINCE)") $(VERSION)
 
 check: setup ## Say what would keep the stack from starting
 	@$(stack) check

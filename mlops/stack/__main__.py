@@ -123,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     add("release", run_release, "let the loop promote again")
     promotion = add("promote", run_promote, "put a version in production, whatever the gate says")
     promotion.add_argument("version", help="of the registry, such as 7")
+    shadow = add("shadow", run_shadow, "say who is in shadow, or put a version there, or stop it")
+    shadow.add_argument("version", nargs="?", help="of the registry, such as 7")
+    shadow.add_argument("--since", default="", help="a month, to be scored whole from it on")
+    shadow.add_argument("--stop", action="store_true", help="end the shadow")
     simulate = add("simulate", run_simulate, "play a month of the file as live traffic")
     simulate.add_argument("period", help="the month, such as 2009-03")
     return parser
@@ -350,7 +354,7 @@ def run_rollback(options: argparse.Namespace) -> int:
     from mlflow.exceptions import MlflowException
 
     from mlops.dataset.card import CardError, load_card
-    from mlops.registry.models import former_stays
+    from mlops.registry.stays import former_stays
     from mlops.serving.deployment import DeploymentError
     from mlops.serving.payload import is_payload
     from mlops.serving.rollback import RollbackError, roll_back
@@ -392,6 +396,39 @@ def run_release(options: argparse.Namespace) -> int:
         return FAILED
     except psycopg2.OperationalError as error:
         return _no_database(error)
+    return 0
+
+
+def run_shadow(options: argparse.Namespace) -> int:
+    """Put a version in shadow, which Mage does, or stop it; and say who is there."""
+    settings = _settings()
+    from mlops.dataset.card import CardError, load_card
+    from mlops.registry.shadows import current_shadow, stop_shadow
+
+    if options.version and not options.stop:
+        asked = {"version": options.version, "since": options.since}
+        if code := _run_in_mage("shadow", asked, settings):
+            return code
+    try:
+        card = load_card(settings.card)
+        with connect(settings=settings) as connection:
+            stopped = stop_shadow(connection, card) if options.stop else None
+            shadow = current_shadow(connection, card)
+    except CardError as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return FAILED
+    except psycopg2.OperationalError as error:
+        return _no_database(error)
+    if stopped is not None:
+        console.print(f"version {stopped.version} is in shadow no more")
+    elif shadow is None:
+        console.print("nobody is in shadow: make shadow VERSION=7")
+    else:
+        console.print(
+            f"version {shadow.version} ({shadow.candidate}) is in shadow since "
+            f"{shadow.started_at:%Y-%m-%d %H:%M} UTC, by {shadow.started_by}: "
+            f"{settings.streamlit_url}/shadow"
+        )
     return 0
 
 
