@@ -145,6 +145,11 @@ class Settings(BaseSettings):
         ROOT / "data", description="Holds inbox, outbox, rejected, done: files to be scored."
     )
 
+    # The app
+    app_actions: Literal["on", "off"] = Field(
+        "on", description="Whether page Models may roll back, promote and release, by Mage."
+    )
+
     # When the model is good enough, and when the world has moved
     prediction_drift_threshold: float = 0.1
     column_drift_threshold: float = 0.1

@@ -23,7 +23,7 @@ from mlops.settings import Settings, get_settings
 
 PIPELINES = (
     *("prepare", "train", "deploy", "test", "monitor", "retrain", "score"),
-    *("promote", "rollback", "shadow"),
+    *("promote", "rollback", "release", "shadow"),
 )
 
 # The trigger that each pipeline's triggers.yaml defines.
@@ -94,15 +94,19 @@ class Run:
 
 
 def trigger_pipeline(
-    pipeline: str, variables: Mapping[str, Any] | None = None, settings: Settings | None = None
+    pipeline: str,
+    variables: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+    role: str = "mlops",
 ) -> int:
     """Start `pipeline` with `variables` and return the id of its run.
 
+    `role` is the one by which Mage's database is read: the app has none but `grafana`.
     Raises MageUnavailable if Mage is away, MageError if it does not know the pipeline or refuses
     the token.
     """
     settings = settings or get_settings()
-    schedule = _schedule_of(pipeline, settings)
+    schedule = _schedule_of(pipeline, settings, role)
     # Without block runs: Mage's scheduler makes them when it starts the run. Made here too, they
     # sometimes stand there twice, and the pipeline runs twice at once.
     asked = {"variables": dict(variables or {}), "create_block_runs": False}
@@ -129,7 +133,7 @@ def trigger_pipeline(
     )
 
 
-def run_status(run_id: int, settings: Settings | None = None) -> Run:
+def run_status(run_id: int, settings: Settings | None = None, role: str = "mlops") -> Run:
     """Return the run as it stands now.
 
     Raises MageUnavailable, or MageError if there is no such run.
@@ -141,6 +145,7 @@ def run_status(run_id: int, settings: Settings | None = None) -> Run:
         " WHERE r.id = %s ORDER BY b.started_at NULLS LAST, b.id",
         (run_id,),
         settings or get_settings(),
+        role,
     )
     if not found:
         raise MageError(f"Mage has no run {run_id}")
@@ -263,8 +268,8 @@ def _missing(settings: Settings) -> str | None:
     return f"no trigger yet for {', '.join(lacking)}" if lacking else None
 
 
-def _schedule_of(pipeline: str, settings: Settings) -> int:
-    schedule = _schedule_id(pipeline, settings)
+def _schedule_of(pipeline: str, settings: Settings, role: str) -> int:
+    schedule = _schedule_id(pipeline, settings, role)
     if schedule is None:
         raise MageError(
             f"Mage knows no trigger {TRIGGER!r} of pipeline {pipeline!r}; there are: "
@@ -273,20 +278,23 @@ def _schedule_of(pipeline: str, settings: Settings) -> int:
     return schedule
 
 
-def _schedule_id(pipeline: str, settings: Settings) -> int | None:
+def _schedule_id(pipeline: str, settings: Settings, role: str = "mlops") -> int | None:
     # The clone may have been moved: Mage keeps the triggers of the old place.
     found = _rows(
         "SELECT max(id) FROM pipeline_schedule"
         " WHERE pipeline_uuid = %s AND name = %s AND schedule_type = 'API' AND repo_path = %s",
         (pipeline, TRIGGER, str(PROJECT)),
         settings,
+        role,
     )
     return found[0][0]
 
 
-def _rows(query: str, parameters: tuple[Any, ...], settings: Settings) -> list[tuple[Any, ...]]:
+def _rows(
+    query: str, parameters: tuple[Any, ...], settings: Settings, role: str = "mlops"
+) -> list[tuple[Any, ...]]:
     try:
-        with connect("mage", settings=settings) as connection, connection.cursor() as cursor:
+        with connect("mage", role, settings=settings) as connection, connection.cursor() as cursor:
             cursor.execute(query, parameters)
             return cursor.fetchall()
     except psycopg2.Error as error:

@@ -29,13 +29,13 @@ from mlops.registry.models import (
     Began,
     RegistryError,
     current_deployment,
-    former_stays,
     get_version,
     heal_history,
     production_version,
     record_deployment,
     retire_production,
 )
+from mlops.registry.stays import former_stays
 from mlops.serving.deployment import (
     ANSWER_LIMIT_S,
     DeploymentError,

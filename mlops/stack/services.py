@@ -151,7 +151,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             settings.streamlit_port,
             "MLOPS_STREAMLIT_PORT",
             lambda: _answers(f"{settings.streamlit_url}/_stcore/health"),
-            secrets=("grafana_db_password", "predict_api_key"),
+            secrets=("grafana_db_password", "predict_api_key", "mage_trigger_token"),
             address=settings.streamlit_url,
         ),
     ]
