@@ -275,6 +275,43 @@ def test_alerts_say_what_became_of_them(panel_databases: PanelDatabases) -> None
     assert ["Prediction drift", "v2", "2009-03", "resolved", "retrain", "r1"] in said
     assert ["Prediction drift", "v10", "2009-06", "firing", "waits", None] in said
     assert ["TestAlert", None, None, "firing", "ignored", None] in said
+    assert ["Missing data", "v10", "2009-06", "firing", "noted", None] in said
+    assert "contact" in set(frame["About"])
+
+
+def test_columns_that_are_off_say_since_when(panel_databases: PanelDatabases) -> None:
+    frame = rows(panel_databases.filled, "Columns that are off")
+    said = frame[["Month", "Version", "Column", "Drifted since", "Missing since"]]
+    assert said.to_numpy().tolist() == [
+        ["2009-07", "v10", "contact", "2009-07", "2009-06"],
+        ["2009-07", "v10", "age", "2009-06", None],
+        ["2009-06", "v10", "age", "2009-06", None],
+        ["2009-06", "v10", "contact", None, "2009-06"],
+        ["2009-06", "v9", "age", "2009-06", None],  # 2009-05 had ended the run of 2009-04
+        ["2009-04", "v9", "age", "2009-04", None],
+    ]
+
+
+def test_a_verdict_is_that_of_the_rule(panel_databases: PanelDatabases) -> None:
+    frame = rows(panel_databases.filled, "How sure is that?")
+    verdicts = {(row["Month"], row["Version"]): row["Verdict"] for _, row in frame.iterrows()}
+    assert verdicts == {
+        ("2009-06", "v10"): "promises too few",
+        ("2009-06", "v9"): "too few labels",
+        ("2009-05", "v9"): "ranks worse",
+        ("2009-03", "v2"): "as promised",
+    }
+    (rule,) = [
+        each
+        for each in load_provisioning(
+            {"MLOPS_LISTENER_URL": "http://127.0.0.1:1", "MLOPS_WEBHOOK_TOKEN": "x"}
+        ).rules
+        if each.uid == "performance_loss"
+    ]
+    with connect("mlops", "grafana", panel_databases.filled) as connection:
+        told = _run(connection, rule.sql)
+    told = told[told["value"] > rule.threshold]
+    assert told[["period", "measure"]].to_numpy().tolist() == [["2009-06", "calibration"]]
 
 
 def test_scores_are_shares_of_each_group(panel_databases: PanelDatabases) -> None:

@@ -364,6 +364,23 @@ def test_a_drawn_threshold_is_that_of_the_settings_and_can_be_seen(
     assert max(defaults["custom"].get("axisSoftMax", 0), defaults.get("max", 0)) > limits(panel)[0]
 
 
+def test_the_verdict_on_performance_uses_the_figures_of_the_settings() -> None:
+    settings = Settings(_env_file=None)
+    panel = panel_of("model_monitoring", "How sure is that?")
+    sql = panel["targets"][0]["rawSql"]
+    assert f"labelled_count < {settings.drift_min_rows} " in sql
+    assert f"roc_auc_loss > {settings.auc_loss_margin:g} " in sql
+    assert f"calibration_gap > {settings.calibration_margin:g} " in sql
+    assert f"calibration_gap < -{settings.calibration_margin:g} " in sql
+    said = panel["description"]
+    assert f"ROC AUC {settings.auc_loss_margin:g} below validation" in said
+    assert f"mean score {settings.calibration_margin:g} beside" in said
+    assert f"together they are {settings.drift_min_rows};" in said
+    columns = panel_of("model_monitoring", "Columns that are off")["description"]
+    assert f"further than {settings.column_drift_threshold:g} and than chance" in columns
+    assert f"by more than {settings.missing_margin:g} and than chance" in columns
+
+
 def test_the_latest_drift_is_judged_as_the_alert_rule_does() -> None:
     settings = Settings(_env_file=None)
     panel = panel_of("model_monitoring", "Drift, latest month")
