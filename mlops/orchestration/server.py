@@ -167,6 +167,39 @@ def die_with_parent() -> None:
     )
 
 
+def run_process(run_id: int) -> str:
+    """Return the name of a process that works for a run as a whole; 15 bytes at most (Linux)."""
+    return f"run {run_id}"
+
+
+def block_process(block_run_id: int) -> str:
+    """Return the name of a process that works for one block run."""
+    return f"block {block_run_id}"
+
+
+def name_workers(process_queue: Any) -> None:
+    """Have a process of Mage's queue go by what it works for, in `ps`, `top` and for `stuck`.
+
+    Linux only; elsewhere nothing is changed.
+    """
+    if sys.platform != "linux":
+        return
+    prctl = ctypes.CDLL(None).prctl
+    set_name = 15
+    start = process_queue.start_session_and_run
+
+    def named(target: Any, *args: Any, **kwargs: Any) -> Any:
+        name = {
+            "run_pipeline": lambda: run_process(args[0]),
+            "run_block": lambda: block_process(args[1]),
+        }.get(getattr(target, "__name__", ""))
+        if name is not None:
+            prctl(set_name, name().encode()[:15], 0, 0, 0)
+        return start(target, *args, **kwargs)
+
+    process_queue.start_session_and_run = named
+
+
 def keep_running(module: str) -> None:
     """Run `module` beside Mage, and again whenever it ends; it ends by itself when Mage does."""
 
@@ -186,7 +219,9 @@ def main() -> None:
     # MLflow reads the metadata of every installed package when it stores a model: 1.3 s, once.
     importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     # By name: this module is also read where Mage is not installed, for the command alone.
-    mend_queue(importlib.import_module("mage_ai.orchestration.queue.process_queue"))
+    process_queue = importlib.import_module("mage_ai.orchestration.queue.process_queue")
+    mend_queue(process_queue)
+    name_workers(process_queue)
     die_with_parent()
     gc.collect()
     gc.freeze()  # the collector would otherwise touch, and so copy, every page shared with children
@@ -194,6 +229,7 @@ def main() -> None:
     subprocess.Popen([sys.executable, "-m", "mlops.orchestration.tokens"])
     keep_running("mlops.orchestration.inbox")
     keep_running("mlops.orchestration.shadow")
+    keep_running("mlops.orchestration.stuck")
     sys.argv[0] = "mage"
     runpy.run_module("mage_ai.cli.main", run_name="__main__", alter_sys=True)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +19,11 @@ import pytest
 import requests
 from pydantic import SecretStr
 
+from mlops.alerting.retrains import open_retrain
 from mlops.database import connect
 from mlops.dataset.card import load_card
 from mlops.dataset.generate import generate_csv
-from mlops.orchestration import mage
+from mlops.orchestration import mage, stuck
 from mlops.orchestration.server import PROJECT, mage_command, tokens_set_path
 from mlops.serving.exchange import make_folders
 from mlops.serving.payload import switch_current
@@ -261,6 +264,16 @@ def test_nobody_gets_in_without_logging_in(server: Server) -> None:
     assert "error" in login, "Mage's default owner is let in"
 
 
+def beside(server: Server, module: str) -> list[psutil.Process]:
+    """Return the processes below Mage's server that run a module."""
+    assert server.process is not None
+    found = []
+    for each in psutil.Process(server.process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended since
+            found += [each] if module in each.cmdline() else []
+    return found
+
+
 def test_a_file_in_the_inbox_is_scored_by_itself_and_nothing_runs_without_one(
     server: Server,
 ) -> None:
@@ -270,14 +283,7 @@ def test_a_file_in_the_inbox_is_scored_by_itself_and_nothing_runs_without_one(
     switch_current(settings.payloads_dir, "1")
     assert server.process is not None
 
-    def watchers() -> list[psutil.Process]:
-        found = []
-        for each in psutil.Process(server.process.pid).children(recursive=True):  # type: ignore[union-attr]
-            with contextlib.suppress(psutil.Error):  # it has ended since
-                found += [each] if "mlops.orchestration.inbox" in each.cmdline() else []
-        return found
-
-    (killed,) = await_(watchers, 20, "the watcher runs")
+    (killed,) = await_(lambda: beside(server, "mlops.orchestration.inbox"), 20, "the watcher runs")
     killed.kill()
     api = PredictServer(settings)
     try:
@@ -300,6 +306,129 @@ def test_a_file_in_the_inbox_is_scored_by_itself_and_nothing_runs_without_one(
 
     await_(lambda: statuses() == ["completed"], 30, lambda: f"one run of score: {statuses()}")
     assert not list((settings.exchange_dir / "inbox").iterdir())
+
+
+@contextlib.contextmanager
+def mlflow_that_never_answers(settings: Settings) -> Iterator[None]:
+    """Connections are taken, and nothing comes: what asks it hangs."""
+    with socket.create_server((settings.host, settings.mlflow_port), backlog=100):
+        yield
+
+
+def working(server: Server, run_id: int) -> dict[str, stuck.Worker]:
+    """Processes that work for a run, by their names."""
+    assert server.process is not None
+    names = {
+        name
+        for each in stuck.read_runs(server.settings)
+        if each.id == run_id
+        for name in each.processes
+    }
+    workers = stuck.workers_of(psutil.Process(server.process.pid))
+    return {worker.name: worker for worker in workers if worker.name in names}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "block"),
+    [("retrain", "train/fit_candidate"), ("train", "train/fit_candidate"), ("test", "test/score")],
+)
+def test_a_run_that_hangs_is_failed_and_the_next_one_runs(
+    server: Server, pipeline: str, block: str
+) -> None:
+    """One of whose blocks has a process of its own, and one that runs in one process."""
+    settings, said = server.settings, list[str]()
+    assert server.process is not None
+    watcher = stuck.StuckWatcher(settings, server.process.pid, said.append)
+    with mlflow_that_never_answers(settings):
+        variables = {"retrain_id": "r-hangs"} if pipeline == "retrain" else {}
+        run_id = mage.trigger_pipeline(pipeline, variables, settings)
+
+        def hangs() -> bool:
+            blocks = mage.run_status(run_id, settings).blocks
+            at_work = [name for name, state in blocks.items() if state == "running"]
+            return any(name.startswith(block) for name in at_work) and bool(working(server, run_id))
+
+        await_(hangs, 60, lambda: str(mage.run_status(run_id, settings)))
+        workers = working(server, run_id)
+        watcher.look(0.0)
+        watcher.look(settings.mage_block_limit_s - 1.0)
+        assert mage.run_status(run_id, settings).status == "running"
+        # Some of its blocks may have begun since the first look, which puts it off by a limit.
+        looks = itertools.count(1)
+
+        def found() -> list[str]:
+            watcher.look(next(looks) * (settings.mage_block_limit_s + 1.0))
+            return said
+
+        await_(found, 30, lambda: str(mage.run_status(run_id, settings)))
+    ended = mage.run_status(run_id, settings)
+    assert ended.status == "failed"
+    assert not {"running", "queued", "initial"} & set(ended.blocks.values())
+    (line,) = said
+    assert f"run {run_id} of {pipeline}" in line
+    assert block in line
+    await_(
+        lambda: not [each for each in workers.values() if psutil.pid_exists(each.pid)],
+        20,
+        "its processes are gone",
+    )
+    watcher.look(next(looks) * (settings.mage_block_limit_s + 1.0))
+    assert len(said) == 1
+    if pipeline == "retrain":
+        _, outcome, reason = outcome_of(server, "r-hangs")
+        assert (outcome, "nothing has moved" in reason) == ("failed", True)
+    assert run(server, "prepare").status == "completed"
+    assert mage.run_status(run_id, settings).status == "failed"
+
+
+def test_a_block_whose_process_dies_each_time_is_given_up(server: Server) -> None:
+    """As one does that needs more memory than there is; Mage would begin it anew for ever."""
+    settings, said = server.settings, list[str]()
+    assert server.process is not None
+    watcher = stuck.StuckWatcher(settings, server.process.pid, said.append)
+    with mlflow_that_never_answers(settings):
+        run_id = mage.trigger_pipeline("test", {}, settings)
+        killed: set[int] = set()
+        for life in range(stuck.MOST_DEATHS):
+            assert mage.run_status(run_id, settings).status != "failed"
+            name = stuck.run_process(run_id)
+
+            def alive(name: str = name) -> stuck.Worker | None:
+                found = working(server, run_id).get(name)
+                return found if found and found.pid not in killed else None
+
+            worker = await_(alive, 30, "Mage begins anew")
+            watcher.look(float(life))
+            killed.add(worker.pid)
+            psutil.Process(worker.pid).kill()
+        await_(lambda: not [pid for pid in killed if psutil.pid_exists(pid)], 20, "they are gone")
+        watcher.look(10.0)
+    assert mage.run_status(run_id, settings).status == "failed"
+    (line,) = said
+    assert "its process has died 3 times" in line
+
+
+def test_a_retrain_whose_run_is_over_or_gone_does_not_block_the_next(server: Server) -> None:
+    """Nobody wrote its outcome: Postgres was away just then, or a person has deleted the run."""
+    settings, said = server.settings, list[str]()
+    assert server.process is not None
+    watcher = stuck.StuckWatcher(settings, server.process.pid, said.append)
+    with connect(settings=settings) as connection:
+        open_retrain(connection, load_card(settings.card), "r-gone", "a test")
+    watcher.look(0.0)
+    watcher.look(stuck.GRACE_S - 1)
+    assert said == []
+    watcher.look(stuck.GRACE_S + 1)
+    _, outcome, reason = outcome_of(server, "r-gone")
+    assert (outcome, reason) == (
+        "failed",
+        "its run is gone in Mage, and nobody wrote the outcome",
+    )
+    assert len(said) == 1
+
+
+def test_the_watcher_of_stuck_runs_runs_beside_mage(server: Server) -> None:
+    await_(lambda: beside(server, "mlops.orchestration.stuck"), 20, "the watcher runs")
 
 
 @pytest.mark.browser
