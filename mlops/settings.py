@@ -121,6 +121,9 @@ class Settings(BaseSettings):
     mage_owner_password: SecretStr | None = None
     mage_trigger_token: SecretStr | None = Field(None, description="Token of Mage's API triggers.")
     webhook_token: SecretStr | None = Field(None, description="Bearer token of the listener.")
+    notify_url: SecretStr | None = Field(
+        None, description="Webhook (Slack's form) that is told what a retrain came to; empty: none."
+    )
 
     # The predict API
     predict_api_key: SecretStr | None = Field(
@@ -202,6 +205,10 @@ class Settings(BaseSettings):
     )
     test_months: int = Field(3, description="Months after the window that test scores.")
 
+    notify_app_url: str | None = Field(
+        None, description="Address of the app in notices, where people read them elsewhere."
+    )
+
     # Reports: what is older, or more, is deleted after each monitoring (mlops/reporting/library.py)
     reports_keep_months: int = Field(
         24, ge=1, description="Latest months of each version, and of retrains."
@@ -230,8 +237,8 @@ class Settings(BaseSettings):
         0.5,
         gt=0,
         le=1,
-        description="Of a month's missing share over the months before it; real months rise by 0.2 at"
-        " most, one of 80 rows by 0.3.",
+        description="Of a month's missing share over the months before it; real months rise by"
+        " 0.2 at most, one of 80 rows by 0.3.",
     )
     quality_unlabelled_share: float = Field(
         0.5,
@@ -334,7 +341,7 @@ class Settings(BaseSettings):
         return variables
 
 
-OPTIONAL_SECRETS = frozenset({"predict_api_key"})
+OPTIONAL_SECRETS = frozenset({"predict_api_key", "notify_url"})
 """Never generated: they are there if a person has chosen one."""
 
 

@@ -113,6 +113,9 @@ class Feature(_Part):
     missing: tuple[Text, ...] = Field((), description="Texts that mean: not known.")
     aliases: tuple[Text, ...] = Field((), description="Names of this column in other copies.")
     drift: bool = Field(True, description="Whether monitoring compares its distribution.")
+    learn: bool = Field(
+        True, description="Whether models learn from it; if not, it is asked for and logged only."
+    )
     empty_until: Period | None = Field(
         None, description="Up to this period the source may hold no value at all."
     )
@@ -300,6 +303,16 @@ class Card(_Part):
     def categories(self) -> list[str]:
         """Names of the category features."""
         return [feature.name for feature in self.features if feature.kind == "category"]
+
+    @property
+    def learnt_numbers(self) -> list[str]:
+        """Names of the number features that models learn from."""
+        return [each.name for each in self.features if each.learn and each.kind == "number"]
+
+    @property
+    def learnt_categories(self) -> list[str]:
+        """Names of the category features that models learn from."""
+        return [each.name for each in self.features if each.learn and each.kind == "category"]
 
     @property
     def slice_columns(self) -> list[str]:

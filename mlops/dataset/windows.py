@@ -1,4 +1,8 @@
-"""Cut a window of rows by time into what is fitted and what is validated; never at random."""
+"""Cut a window of rows by time: the newest months judge, those before are earlier; never at random.
+
+What is done with the newest months (scored out of fold, then learnt from as well) is decided in
+`mlops.training.fit`.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,15 @@ from mlops.dataset.errors import DataError
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive periods of rows: the latest are validation, those before are fitted."""
+    """Consecutive periods of rows: the latest are validation, those before are earlier."""
 
-    fitting: pd.DataFrame
+    earlier: pd.DataFrame
     validation: pd.DataFrame
 
     @property
     def start(self) -> str:
-        """First period that is fitted."""
-        return str(self.fitting[PERIOD].min())
+        """First period."""
+        return str(self.earlier[PERIOD].min())
 
     @property
     def end(self) -> str:
@@ -28,11 +32,12 @@ class Window:
         return str(self.validation[PERIOD].max())
 
 
-def split_window(frame: pd.DataFrame, validation_months: int) -> Window:
+def split_window(frame: pd.DataFrame, validation_months: int, fewest_rows: int = 1) -> Window:
     """Return `frame` cut by time: its last `validation_months` periods with rows are validation.
 
-    Raises DataError if either part is empty or holds one answer only: neither a fit nor a ROC AUC
-    exists then.
+    If these have fewer than `fewest_rows` rows, months before them are added until they have, as
+    long as one month is left. Raises DataError if either part is empty or holds one answer only:
+    neither a fit nor a ROC AUC exists then.
     """
     if validation_months < 1:
         raise ValueError(f"found {validation_months} validation months, expected 1 or more")
@@ -46,12 +51,16 @@ def split_window(frame: pd.DataFrame, validation_months: int) -> Window:
                 "or lower `validation_months` in the card"
             ],
         )
-    late = frame[PERIOD] >= periods[-validation_months]
+    months = validation_months
+    late = frame[PERIOD] >= periods[-months]
+    while late.sum() < fewest_rows and months < len(periods) - 1:
+        months += 1
+        late = frame[PERIOD] >= periods[-months]
     window = Window(
-        fitting=frame[~late].reset_index(drop=True), validation=frame[late].reset_index(drop=True)
+        earlier=frame[~late].reset_index(drop=True), validation=frame[late].reset_index(drop=True)
     )
     problems = []
-    for part, name in ((window.fitting, "fitting"), (window.validation, "validation")):
+    for part, name in ((window.earlier, "earlier"), (window.validation, "validation")):
         positives = int(part[TARGET].sum())
         if positives in (0, len(part)):
             problems.append(

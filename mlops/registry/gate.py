@@ -54,8 +54,9 @@ def decide(
 
     `rows` (n) has the card's `slice_columns` and `target`, and neither model was fitted on them.
     Scores are probabilities, one a row; `base_rate` is the positive rate of what the challenger was
-    fitted on. Whoever it is, it must beat the constant guess: ROC AUC above 0.5, Brier below that
-    of answering `base_rate` to everybody. Without a champion that is all.
+    fitted on. Whoever it is, it must beat the constant guess: ROC AUC above 0.5 (beside a champion:
+    not below it beyond chance), Brier below that of answering `base_rate` to everybody. Without a
+    champion that is all.
 
     Beside a champion the two are compared on the same `gate_resamples` bootstrap resamples. The
     challenger is **better** if its ROC AUC is above the champion's by more than `gate_margin` in a
@@ -121,7 +122,10 @@ def decide(
 def _rule(numbers: dict[str, Any]) -> tuple[bool, str, str]:
     """Return whether the challenger passes on all rows, the rule's name, and a reason."""
     auc, champion = numbers["challenger_roc_auc"], numbers["champion_roc_auc"]
-    if auc <= 0.5:
+    # Beside a champion it must be so beyond chance: in the worst months both rank about as a guess,
+    # and there a level that is right is worth having.
+    surely = champion is None or numbers["roc_auc"]["challenger_high"] <= 0.5
+    if auc <= 0.5 and surely:
         reason = f"the challenger's ROC AUC {auc:.4f} is no better than a guess (0.5)"
         return False, "no better than a guess", reason
     if numbers["challenger_brier"] >= numbers["constant_brier"]:
@@ -180,6 +184,7 @@ def _compare(
             "difference": measure(target, challenger) - measure(target, champion),
             "low": float(low),
             "high": float(high),
+            "challenger_high": float(np.quantile(values[0], confidence)),
             "better_share": float(np.mean(sign * differences > margin)),
             "worse_share": float(np.mean(sign * differences < -settings.gate_slice_margin)),
         }

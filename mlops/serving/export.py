@@ -206,8 +206,8 @@ def tree_thresholds(content: bytes, card: Card) -> dict[str, np.ndarray]:
         for place, value, mode in zip(
             values["nodes_featureids"], values["nodes_values"], values["nodes_modes"], strict=True
         ):
-            if mode != b"LEAF" and place < len(card.numbers):
-                found.setdefault(card.numbers[place], set()).add(value)
+            if mode != b"LEAF" and place < len(card.learnt_numbers):
+                found.setdefault(card.learnt_numbers[place], set()).add(value)
     return {name: np.array(sorted(each), dtype=np.float32) for name, each in found.items()}
 
 

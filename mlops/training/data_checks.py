@@ -40,7 +40,7 @@ def require_quality(
     settings = settings or get_settings()
     findings = check_window(frame, card, settings, label_arrivals(connection, card, start, end))
     if not any(finding.check == "schema" for finding in findings):
-        findings = [*_window_findings(frame, card), *findings]
+        findings = [*_window_findings(frame, card, settings), *findings]
     faults = refused(findings)
     _store(connection, card, training_id, findings)
     if faults:
@@ -71,9 +71,9 @@ def data_check_text(connection: Connection, training_id: str) -> str:
     return findings_text([Finding(**finding) for finding in row["findings"]])
 
 
-def _window_findings(frame: pd.DataFrame, card: Card) -> list[Finding]:
+def _window_findings(frame: pd.DataFrame, card: Card, settings: Settings) -> list[Finding]:
     try:
-        split_window(frame, card.time.validation_months)
+        split_window(frame, card.time.validation_months, settings.validation_min_rows)
     except DataError as error:
         return [Finding("window", "refuse", problem) for problem in error.problems]
     return []

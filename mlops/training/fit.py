@@ -1,5 +1,11 @@
 """Fit one candidate on one training's window, and keep what came of it as one MLflow run.
 
+The window's newest months are scored out of fold: each third of them by a pipeline that was fitted
+on all other rows of the window. These scores rank the candidates, choose the threshold, go through
+the gate and are what drift is measured against. What is served is fitted on all rows, the newest
+included, for in a world that moves they are worth most (docs/retraining.md has the figures). Rows
+count the less the older they are (`recency_weights`).
+
 The pipeline is built so that ONNX gives its scores exactly: numbers are float32 from the frame to
 the classifier, missing numbers become the column's median, categories are one-hot (a missing one,
 "", is a category of its own, an unseen one is all zeros), and only what needs scaling is scaled.
@@ -27,8 +33,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
 
-from mlops.dataset.card import TARGET, Card
+from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.errors import DataError
 from mlops.dataset.rows import data_digest, load_window
+from mlops.dataset.timeline import months_between
 from mlops.dataset.windows import Window, split_window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
@@ -40,15 +48,15 @@ from mlops.training.records import Training, lock, read_training
 logger = logging.getLogger(__name__)
 
 CALIBRATION_FOLDS = 3
+VALIDATION_FOLDS = 3
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted pipeline, the rows that it saw (rows by features, target, period), and its time."""
+    """A fitted pipeline, and the rows that it saw (rows by features, target, period)."""
 
     pipeline: Pipeline
     rows: pd.DataFrame
-    seconds: float
 
 
 def fit_candidate(
@@ -114,12 +122,15 @@ def learn(
 ) -> tracking.Logged:
     """Return what one candidate makes of a window of labelled rows; nothing is logged or stored.
 
-    A training and a replay learn by this, so that they learn alike. Raises DataError if the window
-    cannot be cut into fitting and validation, and whatever the classifier raises.
+    `reference` are the newest months' rows, each with the score that a pipeline gave it which was
+    fitted without it; `pipeline` was fitted on all rows. Raises DataError if the window cannot be
+    cut, and whatever the classifier raises.
     """
-    window = split_window(frame, card.time.validation_months)
-    fitted = fit_pipeline(card, candidate, window.fitting, settings.seed, settings.training_threads)
-    scores = score_window(fitted.pipeline, card, window.validation)
+    begin = time.perf_counter()
+    window = split_window(frame, card.time.validation_months, settings.validation_min_rows)
+    scores = score_out_of_fold(card, candidate, window, settings)
+    fitted = fit_pipeline(card, candidate, frame, settings)
+    seconds = time.perf_counter() - begin
     return tracking.Logged(
         card=card,
         candidate=candidate,
@@ -127,10 +138,11 @@ def learn(
         reference=window.validation.assign(score=scores),
         metrics={
             **evaluate(card, fitted, window, scores),
-            "fit_seconds": fitted.seconds,
+            "fit_seconds": seconds,
             "sampled_rows": len(fitted.rows),
-            "fitting_rows": len(window.fitting),
-            "fitting_positive_rate": float(window.fitting[TARGET].mean()),
+            "fitting_rows": len(frame),
+            "fitting_positive_rate": float(frame[TARGET].mean()),
+            "earlier_positive_rate": float(window.earlier[TARGET].mean()),
             "validation_rows": len(window.validation),
             "validation_positive_rate": float(window.validation[TARGET].mean()),
         },
@@ -141,43 +153,94 @@ def learn(
             "max_rows": candidate.max_rows,
             "seed": settings.seed,
             **tracking.cost_params(card.costs),
-            "fitting_periods": f"{window.start}..{window.fitting['period'].max()}",
-            "validation_periods": f"{window.validation['period'].min()}..{window.end}",
+            "recency_half_life_months": settings.recency_half_life_months,
+            "fitting_periods": f"{window.start}..{window.end}",
+            "validation_periods": f"{window.validation[PERIOD].min()}..{window.end}",
         },
         digest=data_digest(frame),
     )
 
 
-def fit_pipeline(
-    card: Card, candidate: Candidate, rows: pd.DataFrame, seed: int, threads: int = 1
-) -> Fitted:
-    """Return the candidate fitted on `rows` (features and target), or on a sample of these.
+def score_out_of_fold(
+    card: Card, candidate: Candidate, window: Window, settings: Settings
+) -> NDArray[np.float64]:
+    """Return a score (0..1) for each row of validation, given by a pipeline that never saw it.
 
-    A sample has `max_rows` rows with the same share of positives, chosen by `seed`.
+    Validation is dealt into three folds with the same share of positives; each is scored by the
+    candidate fitted on the earlier rows and the other two. Raises DataError if validation has
+    fewer than two rows of an answer.
     """
-    if candidate.max_rows is not None and len(rows) > candidate.max_rows:
-        share = candidate.max_rows / len(rows)
-        sample = rows.groupby(TARGET).sample(frac=share, random_state=seed).sort_index()
-        logger.warning(
-            "%s is fitted on a sample of %d of %d rows (max_rows), %.1f %% positive",
-            candidate.name,
-            len(sample),
-            len(rows),
-            100 * sample[TARGET].mean(),
+    target = window.validation[TARGET].to_numpy()
+    scarcest = int(min(target.sum(), len(target) - target.sum()))
+    if scarcest < 2:
+        raise DataError(
+            "the window",
+            [
+                f"validation part, {window.validation[PERIOD].min()} to {window.end}: found "
+                f"{scarcest} row(s) of an answer, expected 2 or more: widen the window"
+            ],
         )
-        rows = sample
-    pipeline = build_pipeline(card, candidate, seed, threads)
-    begin = time.perf_counter()
+    folds = StratifiedKFold(
+        min(VALIDATION_FOLDS, scarcest), shuffle=True, random_state=settings.seed
+    )
+    scores = np.empty(len(target))
+    for others, fold in folds.split(window.validation, target):
+        rows = pd.concat([window.earlier, window.validation.iloc[others]], ignore_index=True)
+        fitted = fit_pipeline(card, candidate, rows, settings)
+        scores[fold] = score_window(fitted.pipeline, card, window.validation.iloc[fold])
+    return scores
+
+
+def fit_pipeline(
+    card: Card, candidate: Candidate, rows: pd.DataFrame, settings: Settings
+) -> Fitted:
+    """Return the candidate fitted on `rows` (features, target, period), the recent ones first.
+
+    Rows count by `recency_weights`. If the candidate takes `max_rows` only, the least recent are
+    left out, within a month at random.
+    """
+    weights = recency_weights(rows[PERIOD], settings.recency_half_life_months)
+    if candidate.max_rows is not None and len(rows) > candidate.max_rows:
+        mixed = np.random.default_rng(settings.seed).permutation(len(rows))
+        newest_first = mixed[np.argsort(-weights[mixed], kind="stable")]
+        kept = np.sort(newest_first[: candidate.max_rows])
+        rows, weights = rows.iloc[kept], weights[kept] / weights[kept].mean()
+        logger.warning(
+            "%s is fitted on the latest %d of all rows (max_rows), %.1f %% positive",
+            candidate.name,
+            len(rows),
+            100 * rows[TARGET].mean(),
+        )
+    pipeline = build_pipeline(card, candidate, settings.seed, settings.training_threads)
     # BLAS and OpenMP take all cores by default, and every candidate has a process of its own.
-    with threadpool_limits(limits=threads):
-        pipeline.fit(rows[card.feature_names], rows[TARGET].to_numpy())
-    return Fitted(pipeline, rows, time.perf_counter() - begin)
+    with threadpool_limits(limits=settings.training_threads):
+        pipeline.fit(
+            rows[card.feature_names], rows[TARGET].to_numpy(), classifier__sample_weight=weights
+        )
+    return Fitted(pipeline, rows)
+
+
+def recency_weights(periods: pd.Series, half_life_months: float) -> NDArray[np.float64]:
+    """Return what each row counts, 1 in the mean: half as much for each half-life of its age.
+
+    `periods` are months as strings; age is counted from the latest of them, in months. Weights of
+    mean 1 leave a candidate's regularisation what it is without any. A half-life of 0 counts all
+    rows alike.
+    """
+    if half_life_months == 0:
+        return np.ones(len(periods))
+    distinct, places = np.unique(periods.to_numpy(dtype=str), return_inverse=True)
+    ages = np.array([months_between(period, distinct[-1]) for period in distinct])
+    weights = 0.5 ** (ages[places] / half_life_months)
+    return np.asarray(weights / weights.mean())
 
 
 def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1) -> Pipeline:
     """Return the unfitted pipeline (`vectoriser`, `classifier`) of a candidate.
 
     Its input is a frame with the card's features: numbers float32 with NaN, categories str with "".
+    Those that are not to be learnt from stay inputs, which the vectoriser leaves out: what a client
+    sends does not change with what a model uses.
     """
     numbers: list[tuple[str, Any]] = [
         # A column may be empty all through a window. Dropped, ONNX would expect it all the same.
@@ -191,8 +254,8 @@ def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1
         numbers.append(("scale", StandardScaler()))
     one_hot = OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32)
     parts = [
-        ("numbers", Pipeline(numbers), card.numbers),
-        ("categories", one_hot, card.categories),
+        ("numbers", Pipeline(numbers), card.learnt_numbers),
+        ("categories", one_hot, card.learnt_categories),
     ]
     classifier = make_classifier(candidate, seed, threads)
     if not hasattr(classifier, "predict_proba"):
@@ -220,9 +283,9 @@ def evaluate(
 ) -> dict[str, float]:
     """Return `train_*` (on the rows that were fitted), `validation_*` and `validation_threshold`.
 
-    `scores` are those of validation. The threshold has the most profit there if the card has costs,
-    else the best F1; accuracy, F1 and profit of both parts are those of the decision at it, which
-    is the one that the API makes.
+    `scores` are those of validation, out of fold. The threshold has the most profit there if the
+    card has costs, else the best F1; accuracy, F1 and profit of both parts are those of the
+    decision at it, which is the one that the API makes.
     """
     target = window.validation[TARGET].to_numpy()
     threshold = (

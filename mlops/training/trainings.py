@@ -7,12 +7,14 @@ to production is not decided here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
@@ -24,11 +26,10 @@ from mlops.training import tracking
 from mlops.training.candidates import load_candidates, make_classifier
 from mlops.training.data_checks import require_quality
 from mlops.training.errors import TrainingError
+from mlops.training.ranking import in_order, squared_errors
 from mlops.training.records import Training, find_training, lock, read_training
 
 logger = logging.getLogger(__name__)
-
-RANKED_BY = ("validation_roc_auc", "validation_average_precision")
 
 
 def start_training(
@@ -94,7 +95,9 @@ def finish_training(
     client = tracking.client(settings)
     runs = tracking.runs(client, tracking.experiment(client, training.card), training_id)
     names = list(load_candidates(settings.candidates))
-    leaderboard = rank(runs, names)
+    leaderboard = rank(
+        runs, names, lambda run_id: squared_errors(tracking.load_reference(run_id, settings))
+    )
     finished = [entry for entry in leaderboard if entry["status"] == "finished"]
     if not finished:
         _store(connection, training_id, leaderboard)
@@ -107,11 +110,14 @@ def finish_training(
     return leaderboard
 
 
-def rank(runs: list[Run], names: list[str]) -> list[dict[str, Any]]:
+def rank(
+    runs: list[Run], names: list[str], errors: Callable[[str], NDArray[np.float64]]
+) -> list[dict[str, Any]]:
     """Return the leaderboard of `runs` (the earliest first), one entry for each of `names`.
 
-    By validation ROC AUC, then average precision, then name. Where a candidate has several
-    finished runs the earliest counts. One that has no run at all is told as failed.
+    In the order of `mlops.training.ranking`; `errors` returns the squared errors of a run, by its
+    id. Where a candidate has several finished runs the earliest counts. One that has no run at all
+    is told as failed.
     """
     chosen: dict[str, Run | None] = dict.fromkeys(names)
     for run in runs:
@@ -120,28 +126,24 @@ def rank(runs: list[Run], names: list[str]) -> list[dict[str, Any]]:
         if kept is None or kept.info.status != "FINISHED":
             chosen[name] = run
     entries = [_entry(name, run) for name, run in chosen.items()]
-    entries.sort(
-        key=lambda entry: (
-            entry["status"] != "finished",
-            *standing(entry["candidate"], entry["metrics"]),
-        )
+    finished = {each["candidate"]: each for each in entries if each["status"] == "finished"}
+    order = in_order(
+        {name: entry["metrics"] for name, entry in finished.items()},
+        lambda name: errors(finished[name]["run_id"]),
     )
+    failed = sorted(set(names) - set(order))
+    entries.sort(key=lambda entry: [*order, *failed].index(entry["candidate"]))
     for place, entry in enumerate(entries, start=1):
         entry["rank"] = place if entry["status"] == "finished" else None
     return entries
 
 
-def standing(candidate: str, metrics: Mapping[str, float]) -> tuple[float | str, ...]:
-    """Return what finished candidates are sorted by: the best one has the smallest."""
-    return (*(-metrics.get(metric, 0.0) for metric in RANKED_BY), candidate)
-
-
 def leaderboard_text(leaderboard: list[dict[str, Any]]) -> str:
     """Return the leaderboard as a table of lines, for logs."""
     columns = (
+        ("Brier", "validation_brier", "{:.4f}"),
         ("ROC AUC", "validation_roc_auc", "{:.3f}"),
         ("avg prec", "validation_average_precision", "{:.3f}"),
-        ("Brier", "validation_brier", "{:.4f}"),
         ("lift 10 %", "validation_lift_at_10", "{:.2f}"),
         ("train AUC", "train_roc_auc", "{:.3f}"),
         ("fit s", "fit_seconds", "{:.1f}"),

@@ -64,10 +64,10 @@ def test_it_can_be_learnt_from_and_this_holds_out_of_time(frame):
             (OneHotEncoder(handle_unknown="ignore", min_frequency=20), CARD.categories),
         ),
         LogisticRegression(C=0.1, max_iter=500),
-    ).fit(window.fitting, window.fitting["target"])
+    ).fit(window.earlier, window.earlier["target"])
     truth = window.validation["target"]
     score = model.predict_proba(window.validation)[:, 1]
-    constant = np.full(len(truth), window.fitting["target"].mean())
+    constant = np.full(len(truth), window.earlier["target"].mean())
     assert roc_auc_score(truth, score) > 0.6
     assert brier_score_loss(truth, score) < brier_score_loss(truth, constant)
 

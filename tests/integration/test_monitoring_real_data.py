@@ -48,7 +48,7 @@ def scored(card: Card, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
         frame[frame["period"] <= card.time.history_until], card.time.validation_months
     )
     candidate = get_candidate("XGBClassifier", settings.candidates)
-    pipeline = fit_pipeline(card, candidate, window.fitting, settings.seed).pipeline
+    pipeline = fit_pipeline(card, candidate, window.earlier, settings.seed).pipeline
     later = frame[frame["period"] > card.time.history_until]
     reference, later = (
         part.assign(**{SCORE: score_window(pipeline, card, part)})

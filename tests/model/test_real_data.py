@@ -36,10 +36,10 @@ def fitted():
     frame = read_source(card, settings).frame
     history = frame[frame["period"] <= card.time.history_until]
     window = split_window(history, card.time.validation_months)
-    assert (len(window.fitting), len(window.validation)) == (27_729, 3_472)
+    assert (len(window.earlier), len(window.validation)) == (27_729, 3_472)
     models = {}
     for name, candidate in load_candidates(settings.candidates).items():
-        pipeline = fit_pipeline(card, candidate, window.fitting, settings.seed).pipeline
+        pipeline = fit_pipeline(card, candidate, window.earlier, settings.seed).pipeline
         models[name] = (pipeline, score_window(pipeline, card, window.validation))
     return card, window, models
 
@@ -51,7 +51,7 @@ def test_the_best_candidate_beats_chance_out_of_time_and_passes_the_gate(fitted)
     best = max(aucs, key=aucs.__getitem__)
     # Measured: XGBoost 0.654. The standard error of a ROC AUC on 293 positives is 0.017.
     assert aucs[best] >= 0.6
-    decision = decide(models[best][1], None, target, window.fitting["target"].mean())
+    decision = decide(models[best][1], None, target, window.earlier["target"].mean())
     assert decision.promote, decision.reason
 
 

@@ -24,7 +24,7 @@ def rows(*months: tuple[str, int, int]) -> pd.DataFrame:
 
 def test_the_latest_months_are_validation():
     window = split_window(rows(("2008-10", 3, 2), ("2008-12", 2, 2), ("2009-01", 1, 1)), 2)
-    assert (len(window.fitting), len(window.validation)) == (5, 6)
+    assert (len(window.earlier), len(window.validation)) == (5, 6)
     assert (window.start, window.end) == ("2008-10", "2009-01")
 
 
@@ -42,8 +42,8 @@ def test_nothing_that_is_fitted_is_later_than_what_is_validated(months, validati
     order = list(range(len(frame)))
     random.shuffle(order)
     window = split_window(frame.iloc[order], validation)
-    assert window.fitting["period"].max() < window.validation["period"].min()
-    assert len(window.fitting) + len(window.validation) == len(frame)
+    assert window.earlier["period"].max() < window.validation["period"].min()
+    assert len(window.earlier) + len(window.validation) == len(frame)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ def split_by_time(*_upstream, **_variables):
     with connect() as connection:
         start, end = history_window(connection, card)
         window = split_window(
-            load_window(connection, card, start, end), card.time.validation_months
+            load_window(connection, card, start, end),
+            card.time.validation_months,
+            get_settings().validation_min_rows,
         )
         to_come = periods_to_come(connection, card)
-    for name, part in (("FITTED", window.fitting), ("VALIDATION", window.validation)):
+    for name, part in (("EARLIER", window.earlier), ("VALIDATION", window.validation)):
         print(f"{name}: {summary_text(summary(part, card))}\n")
     print(f"TO COME, not seen in training: {', '.join(to_come) or 'none'}")
     return {"start": start, "end": end, "to_come": len(to_come)}
