@@ -429,3 +429,6 @@ SELECT card, model_version, candidate, rank, training_id, training_cause, retrai
        (gate #>> '{numbers,brier,high}')::double precision AS brier_high,
        gate
 FROM judged;
+
+-- Tries of telling the webhook, each counted before it is made; after the third it is given up.
+ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notify_tries integer NOT NULL DEFAULT 0;

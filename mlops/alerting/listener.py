@@ -6,7 +6,8 @@ It thinks of nothing itself.
 
 An alert is stored before its sender is answered; what it leads to is decided afterwards, by a
 thread (`Starter`) that also looks by itself every few seconds, so that an alert that had to wait is
-not forgotten. The rules of the decision are in `alerts`, the books in `retrains`.
+not forgotten. The rules of the decision are in `alerts`, the books in `retrains`. A second thread
+tells a webhook what retrains came to (`notices`), if there is one.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mlops.alerting.alerts import (
     store_alerts,
     waiting_count,
 )
+from mlops.alerting.notices import Teller
 from mlops.alerting.retrains import Ages, Trigger, unfinished_retrain
 from mlops.alerting.rules import load_titles, provisioning_environment
 from mlops.database import connect
@@ -182,6 +184,8 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
     app = Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = LARGEST_BODY
     app.before_request(starter.ensure_running)
+    teller = Teller(settings)
+    app.before_request(teller.ensure_running)
 
     def say_refused(outcome: str, reason: str) -> None:
         if (since_last := counts.refuse(outcome, time.monotonic())) is not None:
@@ -249,6 +253,7 @@ def create_app(settings: Settings | None = None, trigger: Trigger | None = None)
         return _error(code, name, None, error.description or name)
 
     starter.ensure_running()
+    teller.ensure_running()
     return app
 
 

@@ -138,7 +138,7 @@ def close_retrain(
         cursor.execute(
             "UPDATE ops.retrains SET finished_at = clock_timestamp(), outcome = %(outcome)s,"
             " reason = %(reason)s, training_id = coalesce(%(training_id)s, training_id),"
-            " cancelled = %(cancelled)s"
+            " cancelled = %(cancelled)s, notified_at = NULL, notify_tries = 0"
             " WHERE id = %(id)s"
             " AND (outcome IS NULL OR (outcome = 'failed' AND %(outcome)s <> 'failed'))",
             {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ def bars(rows: Sequence[Bar], threshold: float, says: str) -> Markup:
     widest = max((len(row.label) for row in rows), default=4)
     left = min(190, 20 + 7 * widest)
     reach = max([threshold * 1.5, *(row.value for row in rows), *(row.noise or 0 for row in rows)])
-    canvas = _Canvas(640, 40 + 24 * len(rows), (0, reach * 1.02), (0, 1), left, 70, 22, 6)
+    canvas = _Canvas(640, 40 + 24 * len(rows), (0, reach * 1.02), (0, 1), left, 140, 22, 6)
     for place, row in enumerate(rows):
         y = canvas.top + 24 * place + 4
         canvas.text(left - 8, y + 12, row.label, "end")
@@ -148,21 +149,26 @@ def histogram(
     reference: ArrayLike, current: ArrayLike, names: tuple[str, str], threshold: float | None
 ) -> Markup:
     """Return two distributions of scores (0..1) as shares of rows in 20 bins."""
-    edges = np.linspace(0, 1, 21)
+    # Scores of rare answers crowd near 0: drawn as far as they reach.
+    both = [np.asarray(scores, dtype=np.float64) for scores in (reference, current)]
+    used = [float(np.quantile(scores, 0.999)) for scores in both if scores.size]
+    reach = min(1.0, max([0.1, *used, (threshold or 0) * 1.1]))
+    reach = float(np.ceil(reach * 20) / 20)
+    edges = np.linspace(0, reach, 21)
     shares = [
-        np.histogram(np.clip(scores, 0, 1), edges)[0] / max(np.size(scores), 1)
-        for scores in (reference, current)
+        np.histogram(np.clip(scores, 0, reach), edges)[0] / max(scores.size, 1) for scores in both
     ]
-    top = float(max(share.max() for share in shares)) * 1.1
-    canvas = _Canvas(640, 250, (0, 1), (0, top), top=30)
-    canvas.axes(np.linspace(0, 1, 6).tolist(), _ticks(0, top), "{:.0%}")
-    for start, share in zip(edges[:-1], shares[0], strict=True):
+    top = float(max(share.max() for share in shares)) * 1.1 or 1.0
+    canvas = _Canvas(640, 250, (0, reach), (0, top), top=30)
+    canvas.axes(_ticks(0, reach), _ticks(0, top), "{:.0%}")
+    bins = list(pairwise(edges))
+    for (start, end), share in zip(bins, shares[0], strict=True):
         x, y = canvas.at_x(start), canvas.at_y(share)
-        canvas.box(x, y, canvas.at_x(start + 0.05) - x - 1, canvas.at_y(0) - y, "soft")
+        canvas.box(x, y, canvas.at_x(end) - x - 1, canvas.at_y(0) - y, "soft")
     steps = [
         (canvas.at_x(x), canvas.at_y(share))
-        for start, share in zip(edges[:-1], shares[1], strict=True)
-        for x in (start, start + 0.05)
+        for (start, end), share in zip(bins, shares[1], strict=True)
+        for x in (start, end)
     ]
     canvas.path(steps, "accent-line")
     if threshold is not None:
@@ -170,10 +176,7 @@ def histogram(
         canvas.line(x, canvas.top, x, canvas.at_y(0), "limit")
         canvas.text(x + 5, canvas.top + 10, f"threshold {threshold:.3f}", style="limit")
     _legend(canvas, [("soft", names[0]), ("accent", names[1])])
-    means = [
-        float(np.asarray(scores, dtype=np.float64).mean()) if np.size(scores) else float("nan")
-        for scores in (reference, current)
-    ]
+    means = [float(scores.mean()) if scores.size else float("nan") for scores in both]
     return canvas.svg(
         f"Scores: {names[0]} with mean {means[0]:.3f}, {names[1]} with mean {means[1]:.3f}"
     )
@@ -234,7 +237,7 @@ def intervals(rows: Sequence[Estimate], names: tuple[str, str], says: str) -> Ma
     """Return differences with their intervals about zero; `names` say what either side means."""
     reach = max([0.01, *(abs(end) for row in rows for end in (row.low, row.high, row.value))]) * 1.1
     left = min(230, 20 + 7 * max((len(row.label) for row in rows), default=4))
-    canvas = _Canvas(640, 54 + 26 * len(rows), (-reach, reach), (0, 1), left, 150, 26, 26)
+    canvas = _Canvas(640, 54 + 26 * len(rows), (-reach, reach), (0, 1), left, 190, 26, 26)
     zero = canvas.at_x(0)
     canvas.line(zero, canvas.top - 6, zero, canvas.height - canvas.bottom + 4, "dashed")
     canvas.text(zero - 8, 14, f"← {names[0]}", "end", "muted-text")

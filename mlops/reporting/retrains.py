@@ -19,6 +19,7 @@ from mlops.dataset.timeline import period_of
 from mlops.reporting import pictures
 from mlops.reporting.library import retrain_path, write_page
 from mlops.reporting.pages import number, render
+from mlops.reporting.words import headline
 from mlops.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -114,21 +115,6 @@ def retrain_page(
         months_picture=_months_picture(retrain, stay, months),
         written_at=datetime.now(timezone.utc),
     )
-
-
-def headline(retrain: dict[str, Any]) -> str:
-    """Return what a retrain came to in a few words: the title of its report, and of its notice."""
-    champion, challenger = retrain["champion"], retrain["challenger"]
-    if retrain["outcome"] == "promoted":
-        instead = f" in place of version {champion}" if champion else ""
-        return f"Version {challenger} is in production{instead}"
-    if retrain["outcome"] == "kept_champion":
-        # Without a champion the gate has kept nothing, and nothing answers.
-        kept = f"version {champion} stays" if champion else "nothing goes to production"
-        return f"Challenger {challenger} did not pass: {kept}"
-    if retrain["outcome"] == "failed":
-        return "The retrain failed" + (f": version {champion} stays" if champion else "")
-    return "The retrain is under way"
 
 
 def _gate_rows(gate: dict[str, Any]) -> list[dict[str, Any]]:

@@ -137,7 +137,7 @@ def services(settings: Settings | None = None) -> list[Service]:
             settings.listener_port,
             "MLOPS_LISTENER_PORT",
             lambda: _reports_ok(f"{settings.listener_url}/health"),
-            secrets=("postgres_password", "webhook_token", "mage_trigger_token"),
+            secrets=("postgres_password", "webhook_token", "mage_trigger_token", "notify_url"),
             address=settings.listener_url,
         ),
         Service(

@@ -50,6 +50,7 @@ def server() -> Iterator[Answering]:
 
 
 API_KEY = SecretStr("of the predict API")
+HOOK = "https://hooks.example.com/services/T0/B0/x1y2z3"
 
 
 def service(name: str, settings: Settings) -> Service:
@@ -112,7 +113,7 @@ def test_the_evaluator_is_well_while_it_looks_and_reaches_what_it_needs(tmp_path
 
 
 def test_no_command_line_holds_a_secret(tmp_path: Path) -> None:
-    settings = make_settings(tmp_path, predict_api_key=API_KEY)
+    settings = make_settings(tmp_path, predict_api_key=API_KEY, notify_url=HOOK)
     secrets = [settings.secret(name) for name in secret_names()]
     for service in services(settings):
         line = " ".join(service.command())
@@ -122,7 +123,7 @@ def test_no_command_line_holds_a_secret(tmp_path: Path) -> None:
 def test_predict_knows_no_secret_but_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = make_settings(tmp_path, predict_api_key=API_KEY)
+    settings = make_settings(tmp_path, predict_api_key=API_KEY, notify_url=HOOK)
     for name, value in settings.environment().items():
         monkeypatch.setenv(name, value)  # as supervisor has them
     predict = next(each for each in services(settings) if each.name == "predict")
@@ -141,6 +142,16 @@ def test_the_key_of_the_api_reaches_those_who_ask_it_and_nobody_else(tmp_path: P
         if "MLOPS_PREDICT_API_KEY" in launch_environment(each, settings)
     }
     assert told == {"predict", "mage", "streamlit"}
+
+
+def test_the_webhook_of_notices_reaches_the_listener_alone(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, notify_url=HOOK)
+    told = {
+        each.name
+        for each in services(settings)
+        if "MLOPS_NOTIFY_URL" in launch_environment(each, settings)
+    }
+    assert told == {"listener"}
 
 
 def test_listener_cannot_log_in_to_mage(tmp_path: Path) -> None:

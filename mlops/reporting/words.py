@@ -1,0 +1,21 @@
+"""What a retrain came to, in words: for its report's title and its notice; needs no library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def headline(retrain: Mapping[str, Any]) -> str:
+    """Return what a retrain (a row of `ops.retrains`) came to, in a few words."""
+    champion, challenger = retrain["champion"], retrain["challenger"]
+    if retrain["outcome"] == "promoted":
+        instead = f" in place of version {champion}" if champion else ""
+        return f"Version {challenger} is in production{instead}"
+    if retrain["outcome"] == "kept_champion":
+        # Without a champion the gate has kept nothing, and nothing answers.
+        kept = f"version {champion} stays" if champion else "nothing goes to production"
+        return f"Challenger {challenger} did not pass: {kept}"
+    if retrain["outcome"] == "failed":
+        return "The retrain failed" + (f": version {champion} stays" if champion else "")
+    return "The retrain is under way"
