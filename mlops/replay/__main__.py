@@ -28,7 +28,7 @@ from mlops.replay.engine import plan, replay
 from mlops.replay.figures import POLICIES, Month, Policy, Replayed
 from mlops.replay.ground import OverrideError, own_candidates, own_settings
 from mlops.replay.learning import learning
-from mlops.replay.report import result_of, write_report
+from mlops.replay.report import FIGURES, cell, result_of, write_report
 from mlops.replay.watch import Watch
 from mlops.replay.world import World
 from mlops.settings import Settings, get_settings
@@ -36,17 +36,6 @@ from mlops.stack.postgres import running
 from mlops.training.candidates import CandidatesError
 
 START = "2009-01"
-_COLUMNS = (
-    ("ROC AUC", "roc_auc", "{:.4f}"),
-    ("avg prec", "average_precision", "{:.4f}"),
-    ("Brier", "brier", "{:.4f}"),
-    ("monthly AUC", "mean_monthly_auc", "{:.4f}"),
-    ("lift 10 %", "lift_at_10", "{:.2f}"),
-    ("profit", "profit", "{:,.0f}"),
-    ("retrains", "retrains", "{}"),
-    ("versions", "versions", "{}"),
-    ("seconds", "seconds", "{:.0f}"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,13 +120,11 @@ def _printer(console: Console) -> Any:
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the figures, a line a policy."""
-    heads = "".join(f"{head:>13}" for head, _, _ in _COLUMNS)
+    heads = "".join(f"{head:>13}" for _, head, _, _ in FIGURES)
     console.print(f"\n[bold]{'policy':<8}{heads}[/]", soft_wrap=True)
     for policy, found in result["policies"].items():
-        cells = [
-            "-" if found[name] is None else form.format(found[name]) for _, name, form in _COLUMNS
-        ]
-        console.print(f"{policy:<8}" + "".join(f"{cell:>13}" for cell in cells), soft_wrap=True)
+        cells = "".join(f"{cell(found[key], form):>13}" for _, _, key, form in FIGURES)
+        console.print(f"{policy:<8}{cells}", soft_wrap=True)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -6,12 +6,70 @@ Pure but for `write_report`; it plays nothing and measures nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from mlops.dataset.card import Card
 from mlops.replay.figures import Replayed
+from mlops.replay.svg import Line, Mark, legend, line_chart
+
+JSON, PAGE = "replay.json", "replay.html"
+
+NAMES = {
+    "static": "never retrained",
+    "monthly": "retrained every month",
+    "alert": "retrained on alert",
+}
+"""What each policy is called where people read it."""
+
+FIGURES = (
+    ("ROC AUC, pooled", "ROC AUC", "roc_auc", "{:.4f}"),
+    ("Average precision", "avg prec", "average_precision", "{:.4f}"),
+    ("Brier", "Brier", "brier", "{:.4f}"),
+    ("ROC AUC, mean of months", "monthly AUC", "mean_monthly_auc", "{:.4f}"),
+    ("Lift, top 10 %", "lift 10 %", "lift_at_10", "{:.2f}"),
+    ("Profit per 1,000", "profit", "profit", "{:,.0f}"),
+    ("Retrains", "retrains", "retrains", "{}"),
+    ("Versions", "versions", "versions", "{}"),
+    ("Seconds", "seconds", "seconds", "{:.0f}"),
+)
+"""Heading, short heading, key and form of each figure of a policy, in the order they are shown."""
+
+_OURS = ' class="ours"'
+_STYLE = """
+:root { color-scheme: light dark; --ground: #ffffff; --ink: #22303c; --soft: #5d6b78;
+  --rule: #dfe5ea; --alert: #1f5fa8; --monthly: #2f8f83; --static: #8a95a0; --limit: #b4540a; }
+@media (prefers-color-scheme: dark) { :root { --ground: #14181d; --ink: #e3e9ee; --soft: #9aa6b2;
+  --rule: #2c343d; --alert: #6ea8e6; --monthly: #63b7ab; --static: #828e9a; --limit: #e89a55; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1.2rem 3rem; max-width: 72rem; background: var(--ground);
+  color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.6rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .2rem; }
+p { margin: .2rem 0 .6rem; max-width: 62rem; } .soft { color: var(--soft); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--rule); text-align: right;
+  vertical-align: top; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child, .text { text-align: left; } td.text.long { white-space: normal;
+  min-width: 22rem; } tr.ours td { font-weight: 650; }
+.chart svg { display: block; width: 100%; height: auto; min-width: 40rem; }
+svg path { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
+svg text { fill: var(--soft); font-size: 12px; }
+.grid line { stroke: var(--rule); }
+.mark line { stroke: var(--alert); stroke-dasharray: 2 4; opacity: .75; }
+.mark text { fill: var(--alert); font-weight: 600; }
+.limit line { stroke: var(--limit); stroke-dasharray: 6 4; } .limit text { fill: var(--limit); }
+.alert path { stroke: var(--alert); stroke-width: 2.8; } .alert circle { fill: var(--alert); }
+.monthly path { stroke: var(--monthly); } .monthly circle { fill: var(--monthly); }
+.static path { stroke: var(--static); } .static circle { fill: var(--static); }
+.chance path { stroke: var(--limit); stroke-dasharray: 3 4; stroke-width: 1.6; }
+.chance circle { display: none; }
+.key { margin-right: 1.2rem; white-space: nowrap; }
+.key svg { width: 24px; height: 10px; margin-right: .4rem; vertical-align: middle; }
+"""
 
 
 def result_of(played: Sequence[Replayed], card: Card, **about: Any) -> dict[str, Any]:
@@ -25,9 +83,212 @@ def result_of(played: Sequence[Replayed], card: Card, **about: Any) -> dict[str,
     }
 
 
-def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the report into `folder`, made if need be; return its files."""
+def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write the result as JSON and as a page into `folder`, made if need be; return both files."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "replay.json"
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return [path]
+    texts = {JSON: json.dumps(result, indent=1) + "\n", PAGE: page(result)}
+    for name, text in texts.items():
+        draft = folder / f".{name}.new"
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(folder / name)
+    return [folder / name for name in texts]
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """Return the whole report as one HTML document, with its style and pictures in it."""
+    policies = result["policies"]
+    title = f"Replay: {result['title']}, {result['start']} to {result['end']}"
+    return "\n".join(
+        [
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+            f"<h1>{escape(title)}</h1>",
+            *(f'<p class="soft">{escape(line)}</p>' for line in circumstances(result)),
+            _figures(policies, result["unit"]),
+            _charts(policies),
+            *(_retrains(name, found) for name, found in policies.items() if found["retrains"]),
+            "</body></html>\n",
+        ]
+    )
+
+
+def circumstances(result: Mapping[str, Any]) -> list[str]:
+    """Return in sentences what was played and how, for whoever reads the figures."""
+    delay = result["label_delay"]
+    known = "at the end of its month" if delay == 0 else f"{delay} month(s) after its month"
+    rows = next(iter(result["policies"].values()))["rows"]
+    lines = [
+        f"{rows:,} customers, scored month by month by the version that was in production then. "
+        f"A label is known {known}; nothing later is ever looked at. The first version is learnt "
+        "from all months before and compared with none."
+    ]
+    if result["source"] == "generated":
+        lines.append("The data is GENERATED: no figure here is of real customers.")
+    if result["mode"] == "fast":
+        lines.append("Played in memory, with the loop's own code (--fast).")
+    else:
+        lines.append(
+            "Played live: traffic through the API, alerts, retrains in Mage; the other policies "
+            "beside it in memory."
+        )
+    if result["changed"]:
+        changed = ", ".join(f"{name} = {value}" for name, value in result["changed"].items())
+        lines.append(f"Other than usual: {changed}.")
+    return lines
+
+
+def version_changes(months: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Return the places of the months that a new version answers, and these versions."""
+    return [
+        (place, str(month["version"]))
+        for place, month in enumerate(months)
+        if place and month["version"] != months[place - 1]["version"]
+    ]
+
+
+def _figures(policies: Mapping[str, Any], unit: str | None) -> str:
+    shown = [each for each in FIGURES if each[2] != "profit" or unit is not None]
+    heads = "".join(
+        f"<th>{escape(head + (f', {unit}' if key == 'profit' else ''))}</th>"
+        for head, _, key, _ in shown
+    )
+    rows = "".join(
+        f"<tr{_OURS if name == 'alert' else ''}><td>{escape(NAMES[name])}</td>"
+        + "".join(f"<td>{cell(found[key], form)}</td>" for _, _, key, form in shown)
+        + "</tr>"
+        for name, found in policies.items()
+    )
+    return (
+        '<h2>What retraining is worth</h2><div class="wide"><table>'
+        f"<tr><th></th>{heads}</tr>{rows}</table></div>"
+    )
+
+
+def _charts(policies: Mapping[str, Any]) -> str:
+    months = next(iter(policies.values()))["months"]
+    periods = [month["period"] for month in months]
+    # Ours is drawn last, on top.
+    names = [name for name in NAMES if name in policies]
+    changing = "alert" if "alert" in policies else names[-1]
+    marks = [
+        Mark(
+            place,
+            version,
+            f"Version {version}, {policies[changing]['months'][place]['candidate']}, answers from "
+            f"{periods[place]} on",
+        )
+        for place, version in version_changes(policies[changing]["months"])
+    ]
+
+    def lines(key: str) -> list[Line]:
+        return [
+            Line(NAMES[name], name, [month[key] for month in policies[name]["months"]])
+            for name in names
+        ]
+
+    chance = Line(
+        f"what chance explains ({NAMES[changing]})",
+        "chance",
+        [month["prediction_drift_noise"] for month in policies[changing]["months"]],
+    )
+    versions = (
+        f"A dotted line is where another version answers ({NAMES[changing]})." if marks else ""
+    )
+    return "".join(
+        [
+            _chart(
+                "ROC AUC by month",
+                f"{versions} 0.5 is a guess.",
+                lines("roc_auc"),
+                line_chart(
+                    periods,
+                    lines("roc_auc"),
+                    label="ROC AUC by month and policy",
+                    marks=marks,
+                    limits={"a guess": 0.5},
+                ),
+            ),
+            _chart(
+                "Brier score by month",
+                "The mean squared error of the probability: lower is better. It rises with the "
+                "share of positives for any model.",
+                lines("brier"),
+                line_chart(
+                    periods,
+                    lines("brier"),
+                    label="Brier score by month and policy",
+                    marks=marks,
+                    low=0.0,
+                ),
+            ),
+            _chart(
+                "Prediction drift by month",
+                "How far the scores lie from those on the version's own validation rows, in "
+                "standard deviations of these (Wasserstein). A new version has a new reference.",
+                [*lines("prediction_drift"), chance],
+                line_chart(
+                    periods,
+                    [*lines("prediction_drift"), chance],
+                    label="Drift of the scores by month and policy",
+                    marks=marks,
+                    low=0.0,
+                ),
+            ),
+            _months(months),
+        ]
+    )
+
+
+def _chart(title: str, text: str, lines: Sequence[Line], drawing: str) -> str:
+    return (
+        f"<h2>{escape(title)}</h2><p>{escape(text.strip())}</p><p>{legend(lines)}</p>"
+        f'<div class="wide chart">{drawing}</div>'
+    )
+
+
+def _months(months: Sequence[Mapping[str, Any]]) -> str:
+    heads = "".join(f"<th>{escape(month['period'])}</th>" for month in months)
+    rows = "".join(f"<td>{month['rows']:,}</td>" for month in months)
+    shares = "".join(f"<td>{month['positive_rate']:.0%}</td>" for month in months)
+    return (
+        '<h2>The months</h2><div class="wide"><table>'
+        f"<tr><th></th>{heads}</tr><tr><td>customers</td>{rows}</tr>"
+        f"<tr><td>positive</td>{shares}</tr></table></div>"
+    )
+
+
+def _retrains(name: str, found: Mapping[str, Any]) -> str:
+    rows = []
+    for month in found["months"]:
+        retrain = month["retrain"]
+        if retrain is None:
+            continue
+        outcome = retrain["outcome"].replace("_", " ")
+        if retrain["version"]:
+            outcome += f" as {retrain['version']}"
+        cells = (
+            ("", month["period"]),
+            ("text", retrain["cause"]),
+            ("text", f"{retrain['window_start']} to {retrain['window_end']}"),
+            ("text", retrain["candidate"] or "-"),
+            ("text", outcome),
+            ("text long", retrain["reason"]),
+        )
+        rows.append(
+            "<tr>" + "".join(f'<td class="{kind}">{escape(text)}</td>' for kind, text in cells)
+        )
+    heads = ("end of", "cause", "learnt from", "candidate", "outcome", "the gate")
+    return (
+        f"<h2>Retrains, {escape(NAMES[name])}</h2>"
+        '<div class="wide"><table><tr>'
+        + "".join(f'<th class="text">{head}</th>' for head in heads)
+        + "</tr>"
+        + "</tr>".join(rows)
+        + "</tr></table></div>"
+    )
+
+
+def cell(value: float | None, form: str) -> str:
+    """Return a figure as it is shown: a dash where there is none."""
+    return "-" if value is None else form.format(value)

@@ -1,7 +1,7 @@
 """Line charts over months as SVG text: no script, no font, no file; it reads nothing.
 
-Colours are classes, which the page's own style sheet fills in, so that they follow its ground, light
-or dark. Figures stand in the titles of points, which a browser shows under the pointer.
+Colours are classes, which the page's own style sheet fills in, light or dark. Figures stand in the
+titles of the points, which a browser shows under the pointer.
 """
 
 from __future__ import annotations
