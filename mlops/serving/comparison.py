@@ -27,8 +27,11 @@ from mlops.settings import Settings, get_settings
 from mlops.training.bootstrap import bootstrap
 from mlops.training.metrics import PROFIT_ROWS, brier, expected_profit, roc_auc
 
-INTERVAL_ROWS = 20_000
+INTERVAL_ROWS = 10_000
 """Labelled rows that an interval is drawn from; of a larger month it is wider than it need be."""
+
+RESAMPLES = 500
+"""A second for INTERVAL_ROWS rows; the gate, which decides once, takes more."""
 
 _Array = NDArray[np.float64]
 
@@ -286,7 +289,7 @@ def _measure(
         champion_threshold=month.champion_threshold,
         costs=card.costs,
         confidence=settings.gate_confidence,
-        resamples=settings.gate_resamples,
+        resamples=RESAMPLES,
     )
     return ShadowMonth(**{**asdict(month), **measured})
 

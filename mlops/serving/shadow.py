@@ -49,6 +49,9 @@ from mlops.training.records import lock
 BATCH = 5000
 """Rows of one transaction: some 0.2 s of work, which is what a kill repeats."""
 
+LOOK_ROWS = 20 * BATCH
+"""Keys that are held at a time, some 15 MB."""
+
 PURPOSES = ("live", "simulation")
 """Whose rows are scored; the test pipeline's own requests say nothing about the world."""
 
@@ -191,7 +194,7 @@ def score_shadow(
     if shadow is None:
         return Scored(None, rows, refused, time.monotonic() - began)
     with _alone(connection, f"shadow {card.name}"):
-        for keys in _waiting(connection, shadow, recent_s):
+        for keys in _batches(connection, shadow, recent_s):
             if not _is_current(connection, card, shadow):
                 progress(f"shadow: version {shadow.version} has left it")
                 break
@@ -210,8 +213,20 @@ Key = tuple[str, int]
 """Request id and row of the request, from 0."""
 
 
-def _waiting(connection: Connection, shadow: Shadow, recent_s: float | None) -> Iterator[list[Key]]:
-    """Yield batches of the keys of rows to be scored, found by one look at the log."""
+def _batches(connection: Connection, shadow: Shadow, recent_s: float | None) -> Iterator[list[Key]]:
+    """Yield the keys of all rows that wait, BATCH at a time; each must be scored meanwhile."""
+    while keys := _waiting(connection, shadow, recent_s):
+        for start in range(0, len(keys), BATCH):
+            yield keys[start : start + BATCH]
+        if len(keys) < LOOK_ROWS:
+            return
+
+
+def _waiting(connection: Connection, shadow: Shadow, recent_s: float | None) -> list[Key]:
+    """Return the keys of rows that wait to be scored, LOOK_ROWS at most.
+
+    A plain query, not a cursor that is kept open: Postgres gives those no second process.
+    """
     answered = "made.made_at >= %(started_at)s"
     if recent_s is not None:
         answered += " AND made.made_at >= clock_timestamp() - make_interval(secs => %(recent)s)"
@@ -222,13 +237,9 @@ def _waiting(connection: Connection, shadow: Shadow, recent_s: float | None) -> 
         " WHERE {answered} AND made.purpose IN %(purposes)s AND made.model_version <> %(version)s"
         " AND NOT EXISTS (SELECT FROM serving.shadow_predictions AS scored"
         "  WHERE scored.request_id = made.request_id AND scored.row = made.row"
-        "  AND scored.model_version = %(version)s)"
+        "  AND scored.model_version = %(version)s) LIMIT %(most)s"
     ).format(answered=sql.SQL(answered))
     with connection.cursor() as cursor:
-        # Planned to be read to its end: for a first tenth it would look rows up one by one.
-        cursor.execute("SET LOCAL cursor_tuple_fraction = 1")
-    # Keys only: the cursor outlives the transactions of the batches, so Postgres keeps its rows.
-    with connection.cursor(name="shadow_waiting", withhold=True) as cursor:
         cursor.execute(
             statement,
             {
@@ -237,11 +248,12 @@ def _waiting(connection: Connection, shadow: Shadow, recent_s: float | None) -> 
                 "since": shadow.since and month_start(shadow.since),
                 "purposes": PURPOSES,
                 "version": shadow.version,
+                "most": LOOK_ROWS,
             },
         )
-        connection.commit()
-        while keys := cursor.fetchmany(BATCH):
-            yield keys
+        keys: list[Key] = cursor.fetchall()
+    connection.commit()
+    return keys
 
 
 def _score_batch(
