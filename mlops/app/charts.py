@@ -1,4 +1,4 @@
-"""Plotly figures of the app: probability, contributions, profit, leaderboard, versions, months.
+"""Plotly figures of the app: probability, contributions, profit, versions, months, a shadow.
 
 Pure functions of data and a palette. It never reads a table, calls the API or needs Streamlit. One
 accent for what is in production or asked for, greys for the rest, one warm colour for limits.
@@ -12,6 +12,7 @@ from datetime import datetime
 from html import escape
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -47,6 +48,9 @@ DARK = Palette(
 
 #: Shares this near to nobody or to all are marked as one.
 NEAR = 0.02
+
+#: Cells of `score_pairs` in each direction.
+PAIR_BINS = 48
 
 Unit = Literal["score", "share"]
 
@@ -426,6 +430,173 @@ def months_chart(
         # A guess is 0.5; what lies below it is worth seeing too.
         floor, top = min(0.5, float(known[column].min()) - 0.02) if len(known) else 0.5, 1.0
     figure.update_yaxes(range=[floor, top], tickformat=_format(unit, axis=True), fixedrange=True)
+    return figure
+
+
+def shadow_months(
+    months: pd.DataFrame, measure: str, title: str, colours: Palette = LIGHT
+) -> go.Figure:
+    """Return `measure` by month of who answered (accent) and of the shadow, on the same rows.
+
+    `months` has period, champion, `measure` and `champion_<measure>`; a break in the line is a
+    month without it.
+    """
+    known = months.dropna(subset=[measure]).sort_values("period")
+    figure = go.Figure()
+    version = known["model_version"].iloc[0] if len(known) else ""
+    shown = (
+        (f"champion_{measure}", "who answered", colours.accent, 2.5, known["champion"]),
+        (measure, f"version {version}, in shadow", colours.series[1], 2.5, known["model_version"]),
+    )
+    for column, name, colour, width, versions in shown:
+        figure.add_scatter(
+            x=known["period"],
+            y=known[column],
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "width": width},
+            marker={"size": 7, "color": colour},
+            customdata=list(zip(versions, known["labelled_count"], strict=True)),
+            hovertemplate=(
+                "version %{customdata[0]}, %{x|%Y-%m}: %{y:.3f}"
+                "<br>%{customdata[1]:,} labelled rows<extra></extra>"
+            ),
+        )
+    figure.update_layout(
+        **_frame(height=250, margin={"l": 8, "r": 8, "t": 0, "b": 30}),
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+    )
+    figure.update_xaxes(**_months_axis(known))
+    figure.update_yaxes(
+        tickformat=".2f", fixedrange=True, title={"text": title, "font": {"size": 12}}
+    )
+    return figure
+
+
+def shadow_differences(
+    months: pd.DataFrame, measure: str, title: str, colours: Palette = LIGHT
+) -> go.Figure:
+    """Return by month the shadow's `measure` less the champion's, with its interval, and 0."""
+    known = months.dropna(subset=[f"{measure}_low"]).sort_values("period")
+    difference = known[measure] - known[f"champion_{measure}"]
+    low, high = known[f"{measure}_low"], known[f"{measure}_high"]
+    figure = go.Figure(
+        go.Scatter(
+            x=known["period"],
+            y=difference,
+            mode="markers",
+            marker={"size": 8, "color": colours.series[1]},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": high - difference,
+                "arrayminus": difference - low,
+                "color": colours.series[1],
+                "thickness": 1.8,
+                "width": 4,
+            },
+            customdata=list(zip(low, high, known["champion"], strict=True)),
+            hovertemplate=(
+                "%{x|%Y-%m}, beside version %{customdata[2]}: %{y:+.3f}"
+                "<br>%{customdata[0]:+.3f} to %{customdata[1]:+.3f}<extra></extra>"
+            ),
+        )
+    )
+    figure.add_hline(y=0, line={"color": colours.accent, "width": 2})
+    figure.update_layout(
+        **_frame(height=250, margin={"l": 8, "r": 8, "t": 22, "b": 30}), showlegend=False
+    )
+    figure.update_xaxes(**_months_axis(known))
+    figure.update_yaxes(
+        tickformat="+.2f", fixedrange=True, title={"text": title, "font": {"size": 12}}
+    )
+    return figure
+
+
+def _months_axis(known: pd.DataFrame) -> dict[str, Any]:
+    """Return an axis of months with room at both ends: a single one would fill it with days."""
+    if known.empty:
+        return {"showgrid": False, "fixedrange": True}
+    half = pd.Timedelta(days=20)
+    return {
+        "tickformat": "%b %Y",
+        "showgrid": False,
+        "fixedrange": True,
+        "range": [known["period"].min() - half, known["period"].max() + half],
+        "tickvals": _some(sorted(known["period"].unique())),
+    }
+
+
+def _some(values: Sequence[Any], most: int = 6) -> list[Any]:
+    """Return values evenly, `most` at most, the last one among them."""
+    step = -(-len(values) // most)
+    return list(values[::-1][::step][::-1])
+
+
+def score_pairs(
+    pairs: pd.DataFrame,
+    names: tuple[str, str],
+    thresholds: tuple[float | None, float | None],
+    colours: Palette = LIGHT,
+) -> go.Figure:
+    """Return how many rows lie where, by the champion's score (across) and the shadow's (up).
+
+    `pairs` has `champion` and `shadow`, 0..1; `names` and `thresholds` are in that order. The
+    thresholds are dashed; on the dotted line both say the same.
+    """
+    top = float(pairs[["champion", "shadow"]].to_numpy().max(initial=0.01))
+    end = min(1.0, max(1.04 * top, *(1.1 * each for each in thresholds if each is not None), 0.05))
+    edges = np.linspace(0, end, PAIR_BINS + 1)
+    counts, _, _ = np.histogram2d(pairs["shadow"], pairs["champion"], bins=(edges, edges))
+    middles = (edges[:-1] + edges[1:]) / 2
+    seen = np.where(counts > 0, counts, np.nan)
+    most = float(np.nanmax(seen)) if len(pairs) else 1.0
+    ticks = [10**power for power in range(int(np.log10(max(most, 1))) + 1)]
+    figure = go.Figure(
+        go.Heatmap(
+            x=middles,
+            y=middles,
+            z=np.log10(seen),
+            customdata=counts,
+            zmin=-0.3,  # one row is to be seen too
+            zmax=max(np.log10(most), 1.0),
+            colorscale=[[0, colours.track], [1, colours.accent]],
+            xgap=0.5,
+            ygap=0.5,
+            hoverongaps=False,
+            hovertemplate=(
+                f"{names[0]}: %{{x:.1%}}<br>{names[1]}: %{{y:.1%}}<br>"
+                "%{customdata:,} rows<extra></extra>"
+            ),
+            colorbar={
+                "title": {"text": "rows", "font": {"size": 12}},
+                "tickvals": [float(np.log10(tick)) for tick in ticks],
+                "ticktext": [f"{tick:,}" for tick in ticks],
+                "thickness": 12,
+                "outlinewidth": 0,
+            },
+        )
+    )
+    figure.add_shape(
+        type="line", x0=0, y0=0, x1=end, y1=end, line={"color": colours.muted, "dash": "dot"}
+    )
+    dashed = {"color": colours.limit, "width": 1.5, "dash": "dash"}
+    if thresholds[0] is not None:
+        figure.add_vline(x=thresholds[0], line=dashed)
+    if thresholds[1] is not None:
+        figure.add_hline(y=thresholds[1], line=dashed)
+    figure.update_layout(**_frame(height=430, margin={"l": 8, "r": 8, "t": 8, "b": 40}))
+    for update, name in ((figure.update_xaxes, names[0]), (figure.update_yaxes, names[1])):
+        update(
+            range=[0, end],
+            tickformat=".0%",
+            nticks=6,
+            fixedrange=True,
+            showgrid=False,
+            zeroline=False,
+            title={"text": name, "font": {"size": 12}},
+        )
     return figure
 
 
