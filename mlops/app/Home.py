@@ -31,7 +31,8 @@ STYLE = """<style>
 .st-key-fields > *, .st-key-summary > *, .st-key-months > * { min-width: 0; width: 100% }
 .st-key-training > :first-child, .st-key-alerts > :first-child { flex: 3 1 38rem; min-width: 0; }
 .st-key-training > :last-child, .st-key-alerts > :last-child { flex: 2 1 23rem; min-width: 0; }
-.st-key-choices > * { flex: 1 1 15rem; min-width: 0; max-width: 26rem; }
+.st-key-gate > *, .st-key-slices > * { flex: 1 1 30rem; min-width: 0; }
+[class*="st-key-choices"] > * { flex: 1 1 15rem; min-width: 0; max-width: 26rem; }
 [class*="st-key-band-"] { align-items: stretch; }
 CELLS
 .cards { display: flex; flex-wrap: wrap; gap: .35rem 1.4rem; padding-bottom: .3rem; }
@@ -58,6 +59,8 @@ page = st.navigation(
         st.Page(
             "monitoring.py", title="Monitoring", icon=":material/monitoring:", url_path="monitoring"
         ),
+        st.Page("reports.py", title="Reports", icon=":material/summarize:", url_path="reports"),
+        st.Page("columns.py", title="Columns", icon=":material/view_column:", url_path="columns"),
     ]
 )
 

@@ -346,6 +346,7 @@ def version_timeline(
         end = pd.Timestamp(now) if current else pd.Timestamp(stay["retired_at"])
         start = pd.Timestamp(stay["deployed_at"])
         until = "now" if current else f"{end:%Y-%m-%d %H:%M}"
+        why = f"{stay.get('began') or 'deployed'}: {stay['cause']}"
         figure.add_bar(
             x=[(end - start).total_seconds() * 1000],
             base=[start],
@@ -362,7 +363,8 @@ def version_timeline(
             insidetextfont={"color": colours.background},
             hovertemplate=(
                 f"Version {stay['model_version']} ({stay['candidate']})<br>"
-                f"{start:%Y-%m-%d %H:%M} to {until}<br>{stay['cause']}<extra></extra>"
+                f"{start:%Y-%m-%d %H:%M} to {until}<br>"
+                f"{_text(why)}<extra></extra>"
             ),
         )
     rows = deployments["model_version"].nunique()
@@ -371,6 +373,68 @@ def version_timeline(
     )
     figure.update_xaxes(type="date", fixedrange=True)
     figure.update_yaxes(fixedrange=True, automargin=True, categoryorder="trace")
+    return figure
+
+
+def gate_forest(
+    rows: Sequence[Mapping[str, Any]],
+    measure: str,
+    margin: float | None,
+    colours: Palette = LIGHT,
+) -> go.Figure:
+    """Return the difference of challenger and champion with its interval, one line a row.
+
+    Each of `rows`, drawn from the top, has `label`, `passed` (drawn in the accent), `lost` (in the
+    colour of limits), `words` (shown on hovering), and under `measure` (`roc_auc` or `brier`) the
+    gate's numbers `difference`, `low`, `high`. To the right the challenger is better, whatever the
+    measure: a Brier score's sign is turned. `margin` is drawn as a dashed line beside the zero.
+    """
+    sign = 1.0 if measure == "roc_auc" else -1.0
+    figure = go.Figure()
+    places = list(range(len(rows)))[::-1]
+    for place, row in zip(places, rows, strict=True):
+        found = row[measure]
+        colour = (
+            colours.limit if row["lost"] else colours.accent if row["passed"] else colours.series[0]
+        )
+        ends = sorted((sign * found["low"], sign * found["high"]))
+        middle = sign * found["difference"]
+        figure.add_scatter(
+            x=[middle],
+            y=[place],
+            mode="markers",
+            marker={"color": colour, "size": 10},
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [max(0.0, ends[1] - middle)],
+                "arrayminus": [max(0.0, middle - ends[0])],
+                "color": colour,
+                "thickness": 2,
+                "width": 5,
+            },
+            hovertemplate=f"{_text(row['words'])}<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": colours.muted, "width": 1})
+    if margin:
+        figure.add_vline(x=margin, line={"color": colours.limit, "width": 1, "dash": "dash"})
+    figure.update_layout(**_frame(height=30 * max(len(rows), 2) + 60), showlegend=False)
+    figure.update_xaxes(
+        title={"text": "\u2190 champion better · challenger better \u2192", "font": {"size": 12}},
+        tickformat="+.2f",
+        nticks=6,
+        fixedrange=True,
+        zeroline=False,
+    )
+    figure.update_yaxes(
+        tickmode="array",
+        tickvals=places,
+        ticktext=[_text(_short(str(row["label"]))) for row in rows],
+        range=[-0.6, len(rows) - 0.4],
+        fixedrange=True,
+        automargin=True,
+        showgrid=False,
+    )
     return figure
 
 

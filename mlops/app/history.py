@@ -13,8 +13,13 @@ import pandas as pd
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 
+from mlops.registry.holds import Hold, active_hold
+
 #: Rows of each history that are read, the latest first.
 LIMIT = 200
+
+#: Decisions of the gate that are read: as many as a picture can hold.
+DECISIONS = 20
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,8 @@ class History:
     `training` is the latest finished training (a row of `ops.trainings` with its leaderboard),
     `under_way` the ids of trainings that have started since and not finished. Times are UTC,
     `period` is the first day of its month. `deployments` and `months` run from old to new,
-    `retrains`, `alerts` and `states` from new to old.
+    `retrains`, `alerts`, `states`, `lives` (rows of `ops.version_history`, without the gate's JSON)
+    and `decisions` (of the gate, `numbers` a dict) from new to old. `hold` stands now, or is None.
     """
 
     training: dict[str, Any] | None
@@ -34,6 +40,9 @@ class History:
     alerts: pd.DataFrame
     states: pd.DataFrame
     months: pd.DataFrame
+    lives: pd.DataFrame
+    decisions: pd.DataFrame
+    hold: Hold | None
 
     @property
     def champion(self) -> dict[str, Any] | None:
@@ -86,7 +95,7 @@ def read_history(connection: Connection, card: str) -> History:
         training["started_at"] if training else None,
     )
     deployments = read(
-        "SELECT model_version, candidate, cause, training_id, deployed_at, retired_at"
+        "SELECT model_version, candidate, cause, training_id, deployed_at, retired_at, began"
         " FROM ops.deployments WHERE card = %s ORDER BY deployed_at DESC LIMIT %s",
         card,
         LIMIT,
@@ -114,6 +123,23 @@ def read_history(connection: Connection, card: str) -> History:
         " FROM grafana.evidently_metrics ORDER BY period DESC, model_version LIMIT %s",
         LIMIT,
     )
+    lives = read(
+        "SELECT model_version, candidate, rank, training_cause, retrain, alert, retrain_cause,"
+        " window_start, window_end, fitted_rows, fitted_positives, trained_at, validation_roc_auc,"
+        " stay, began, began_because, production_from, production_until, retired_by, gate_promote,"
+        " gate_rule, gate_reason, gate_roc_auc, gate_champion, gate_champion_roc_auc,"
+        " roc_auc_difference, roc_auc_low, roc_auc_high, brier_difference"
+        " FROM ops.version_history WHERE card = %s"
+        " ORDER BY coalesce(production_from, trained_at) DESC, rank DESC NULLS LAST LIMIT %s",
+        card,
+        LIMIT,
+    )
+    decisions = read(
+        "SELECT id, challenger, champion, cause, promote, reason, numbers, decided_at"
+        " FROM ops.gate_decisions WHERE card = %s ORDER BY id DESC LIMIT %s",
+        card,
+        DECISIONS,
+    )
     months["period"] = pd.to_datetime(months["period"])
     return History(
         training=training,
@@ -123,6 +149,9 @@ def read_history(connection: Connection, card: str) -> History:
         alerts=alerts,
         states=states,
         months=months.iloc[::-1].reset_index(drop=True),
+        lives=lives,
+        decisions=decisions,
+        hold=active_hold(connection, card),
     )
 
 

@@ -1,11 +1,12 @@
 """Page *Models*: what is in production and how it came there.
 
-It reads Postgres, and from the predict API what the threshold earns; it changes nothing. What it
-reads is put together in `history`.
+It reads Postgres, and from the predict API what the threshold earns. What it reads is put together
+in `history`; what a person may change, `versions` asks Mage for.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 import psycopg2
 import streamlit as st
 
-from mlops.app import charts, form
+from mlops.app import charts, form, versions
 from mlops.app.history import History, labels_in_words, read_history
 from mlops.database import connect
 from mlops.dataset.card import CardError, load_card
@@ -215,7 +216,7 @@ def show_months(history: History, colours: charts.Palette, settings: Settings) -
 
 def show_versions(history: History, colours: charts.Palette) -> None:
     """Show every stay in production on a time line."""
-    st.subheader("Versions in production")
+    st.subheader("Versions' lives")
     if history.deployments.empty:
         empty("Nothing was deployed yet: run `make demo`, or the pipeline *deploy* in Mage.")
         return
@@ -224,6 +225,7 @@ def show_versions(history: History, colours: charts.Palette) -> None:
         config=charts.CONFIG,
         key="timeline",
     )
+    versions.show_lives(history)
 
 
 def show_retrains(history: History) -> None:
@@ -373,13 +375,24 @@ def show_page() -> None:
         return
     colours = charts.palette(st.context.theme.type)
     show_summary(history)
+    versions.show_hold(history, settings)
     show_leaderboard(history, colours)
     show_threshold(settings, colours)
     show_months(history, colours, settings)
     show_versions(history, colours)
+    versions.show_gate(history, colours)
     show_retrains(history)
     show_alerts(history)
 
 
+def show_actions() -> None:
+    """Show the buttons; apart from the rest, whose refreshing would close their dialogs."""
+    settings = get_settings()
+    # What is wrong with the card, the page above says.
+    with suppress(CardError):
+        versions.show_actions(load_card(settings.card), settings)
+
+
 st.title("Models")
 show_page()
+show_actions()

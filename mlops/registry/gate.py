@@ -288,7 +288,7 @@ def evaluate_gate(
     if champion_fitted is not None:
         first, last = champion_fitted.split("..")
         unseen = ~rows[PERIOD].between(first, last).to_numpy()
-    enough = rival is None or unseen.sum() >= settings.gate_min_rows
+    enough = rival is None or unseen.sum() >= max(1, settings.gate_min_rows)
     if enough:
         rows, scores = rows[unseen], scores[unseen]
     decision = decide(

@@ -35,13 +35,13 @@ class Hold:
         )
 
 
-def active_hold(connection: Connection, card: Card) -> Hold | None:
-    """Return the hold that stands, None if there is none."""
+def active_hold(connection: Connection, card: Card | str) -> Hold | None:
+    """Return the hold that stands of a card (or the card of that name), None if there is none."""
     with connection.cursor(cursor_factory=RealDictCursor) as cursor:
         cursor.execute(
             "SELECT id, reason, held_at, rolled_from, rolled_to, done_at FROM ops.holds"
             " WHERE card = %s AND released_at IS NULL",
-            (card.name,),
+            (card if isinstance(card, str) else card.name,),
         )
         row = cursor.fetchone()
     return None if row is None else Hold(**row)

@@ -150,8 +150,11 @@ def deploy(
 def _unless_held(connection: Connection, card: Card, decision: GateDecision) -> GateDecision:
     """Return the decision, or that nothing is promoted while a person's hold stands."""
     hold = active_hold(connection, card)
-    if hold is None or not decision.promote:
+    if hold is None:
         return decision
+    if not decision.promote:
+        reason = f"{decision.reason}; and {hold.in_words()}"
+        return GateDecision(False, reason, decision.numbers)
     numbers = {**decision.numbers, "rule": "hold", "rule_without_hold": decision.numbers["rule"]}
     reason = f"{hold.in_words()}. The gate would have let it pass: {decision.reason}"
     return GateDecision(False, reason, numbers)

@@ -39,6 +39,7 @@ from tests.fixtures.predict import PredictServer, make_rows
 
 CARD_NAME = "rollback_test"
 TRAINING = f"{CARD_NAME}-first"
+LATER = f"{CARD_NAME}-later"
 
 
 @dataclass
@@ -86,7 +87,7 @@ class World:
     def deploy(self) -> deployment.Deployment:
         anybody = self.settings.model_copy(update={"gate_margin": -1.0, "gate_slice_margin": 1.0})
         with self.database() as connection:
-            return deploy(TRAINING, connection, "test", settings=anybody)
+            return deploy(LATER, connection, "test", settings=anybody)
 
     def hold(self) -> Any:
         with self.database() as connection:
@@ -104,7 +105,7 @@ def trained(
     (folder / "card.yaml").write_text(yaml.safe_dump(content))
     linear = {"class": "sklearn.linear_model.LogisticRegression", "scale": True}
     (folder / "candidates.yaml").write_text(
-        yaml.safe_dump({f"C{n}": {**linear, "params": {"C": 10.0**-n}} for n in range(4)})
+        yaml.safe_dump({f"C{n}": {**linear, "params": {"C": 10.0**-n}} for n in range(3)})
     )
     settings = postgres.model_copy(
         update={
@@ -112,6 +113,7 @@ def trained(
             "candidates": folder / "candidates.yaml",
             "payloads_dir": folder / "payloads",
             "state_dir": folder / "state",
+            "quality_out_of_range_share": 1.0,  # the rows are made up
         }
     )
     card = load_card(settings.card)
@@ -120,21 +122,24 @@ def trained(
     raw = RawData(pd.concat(frames, ignore_index=True), "0" * 64, "generated", "test", 1)
     with connect(settings=settings) as connection:
         store(connection, card, raw)
-        start_training(connection, card, "test", "2008-11", "2009-02", TRAINING, settings)
-    for candidate in ("C0", "C1", "C2", "C3"):
+    boards = []
+    for training_id, end in ((TRAINING, "2009-01"), (LATER, "2009-02")):
         with connect(settings=settings) as connection:
-            fit_candidate(candidate, TRAINING, connection, settings)
-    with connect(settings=settings) as connection:
-        board = finish_training(connection, TRAINING, settings)
+            start_training(connection, card, "test", "2008-11", end, training_id, settings)
+        for candidate in ("C0", "C1", "C2"):
+            with connect(settings=settings) as connection:
+                fit_candidate(candidate, training_id, connection, settings)
+        with connect(settings=settings) as connection:
+            boards.append(finish_training(connection, training_id, settings))
     server = PredictServer(settings)
-    versions = [str(entry["version"]) for entry in board]
+    versions = [str(entry["version"]) for entry in boards[0]]
     try:
         # The API starts with a payload: the first comes by itself, as on a new machine.
         with connect(settings=settings) as connection:
-            render_version(versions[1], card, connection, settings, print)
-        switch_current(settings.payloads_dir, versions[1])
+            render_version(versions[0], card, connection, settings, print)
+        switch_current(settings.payloads_dir, versions[0])
         server.start()
-        yield World(settings, card, server, versions[1:], versions[0])
+        yield World(settings, card, server, versions, str(boards[1][0]["version"]))
     finally:
         server.stop()
 
@@ -356,7 +361,8 @@ def test_every_versions_life_is_one_query(world: World) -> None:
     rows = world.query(
         "SELECT model_version, candidate IS NOT NULL, window_start::text, fitted_rows > 0, began,"
         " production_from IS NULL, production_until IS NULL, retired_by, gate_champion"
-        f" FROM ops.version_history WHERE card = '{CARD_NAME}' ORDER BY stay NULLS FIRST"
+        f" FROM ops.version_history WHERE card = '{CARD_NAME}'"
+        f" AND (stay IS NOT NULL OR model_version = '{world.best}') ORDER BY stay NULLS FIRST"
     )
     assert rows == [
         (world.best, True, "2008-11-01", True, None, True, True, None, None),
