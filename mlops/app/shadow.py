@@ -25,7 +25,7 @@ from mlops.app.shadow_rows import (
 )
 from mlops.database import connect
 from mlops.dataset.card import Card, CardError, load_card
-from mlops.settings import MissingSecretError, Settings, get_settings
+from mlops.settings import MissingSecretError, get_settings
 
 REFRESH_S = 30
 
@@ -166,8 +166,8 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
         placeholder="-",
         column_order=[
             *("period", "champion", "row_count", "changed", "correlation", "score_distance"),
-            *("mean_score", "champion_mean_score", "labelled_count", "roc_auc", "champion_roc_auc"),
-            *("interval", "brier", "champion_brier", "profit", "champion_profit"),
+            *("mean_score", "champion_mean_score", "labelled_count", "interval", "roc_auc"),
+            *("champion_roc_auc", "brier", "champion_brier", "profit", "champion_profit"),
         ],
         column_config={
             "period": st.column_config.DateColumn("Month", format="YYYY-MM"),
@@ -177,15 +177,15 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
             "correlation": number("Correlation", format="%.3f"),
             "score_distance": number("Distance", format="%.3f"),
             "mean_score": number("Mean score", format="%.3f"),
-            "champion_mean_score": number("… of who answered", format="%.3f"),
+            "champion_mean_score": number("… answered", format="%.3f"),
             "labelled_count": number("Labelled", format="localized"),
             "roc_auc": number("ROC AUC", format="%.3f"),
-            "champion_roc_auc": number("… of who answered ", format="%.3f"),
-            "interval": "Difference",
+            "champion_roc_auc": number("… answered ", format="%.3f"),
+            "interval": "ROC AUC, difference",
             "brier": number("Brier", format="%.4f"),
-            "champion_brier": number("… of who answered  ", format="%.4f"),
+            "champion_brier": number("… answered  ", format="%.4f"),
             "profit": number("Profit", format="%.0f"),
-            "champion_profit": number("… of who answered   ", format="%.0f"),
+            "champion_profit": number("… answered   ", format="%.0f"),
         },
         key="comparison",
     )
@@ -197,7 +197,11 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
 
 
 def show_pairs(
-    connection: Connection, months: pd.DataFrame, version: str, colours: charts.Palette
+    connection: Connection,
+    months: pd.DataFrame,
+    version: str,
+    card: Card,
+    colours: charts.Palette,
 ) -> None:
     """Show the scores of both for a month that is chosen, and rows that are decided otherwise."""
     st.subheader("Both scores, row by row")
@@ -227,24 +231,24 @@ def show_pairs(
         config=charts.CONFIG,
         key="pairs",
     )
+    changed = None
     with right:
-        show_changed(connection, pairs, thresholds[1], thresholds[0])
+        st.markdown("**Decided otherwise**")
+        if thresholds[0] is None or thresholds[1] is None:
+            st.caption("Not known: the payload of one of them, which has its threshold, is gone.")
+        else:
+            changed = decided_otherwise(pairs, thresholds[1], thresholds[0])
+            show_changed(pairs, changed, thresholds[1], thresholds[0])
         if len(pairs) == SAMPLE:
             st.caption(f"{SAMPLE:,} of the month's {month['row_count']:,} rows, by chance.")
+    if changed is not None and not changed.empty:
+        show_examples(connection, changed.head(EXAMPLES), card)
 
 
 def show_changed(
-    connection: Connection,
-    pairs: pd.DataFrame,
-    threshold: float | None,
-    champion_threshold: float | None,
+    pairs: pd.DataFrame, changed: pd.DataFrame, threshold: float, champion_threshold: float
 ) -> None:
-    """Show how many rows are decided otherwise, and those that the two are furthest apart on."""
-    st.markdown("**Decided otherwise**")
-    if threshold is None or champion_threshold is None:
-        st.caption("Not known: the payload of one of them, which has its threshold, is gone.")
-        return
-    changed = decided_otherwise(pairs, threshold, champion_threshold)
+    """Say how many rows are decided otherwise, which way, and who is right as far as is known."""
     to_yes = int((changed["shadow"] >= threshold).sum())
     st.markdown(
         f"{len(changed):,} of {len(pairs):,} rows: {to_yes:,} would become a yes,"
@@ -254,27 +258,32 @@ def show_changed(
     labelled = changed.dropna(subset=["label"])
     if len(labelled):
         right = ((labelled["shadow"] >= threshold) == (labelled["label"] == 1)).sum()
-        st.markdown(
-            f"Of {len(labelled):,} of these a label has come: the shadow is right on {right:,}."
-        )
-    if changed.empty:
-        return
-    shown = changed.head(EXAMPLES)
+        st.markdown(f"Labels have come of {len(labelled):,}: the shadow is right on {right:,}.")
+
+
+def show_examples(connection: Connection, shown: pd.DataFrame, card: Card) -> None:
+    """Show rows that are decided otherwise, with what was asked."""
+    st.markdown("**Furthest apart, and decided otherwise**")
     features = read_features(connection, shown)
+    names = [name for name in card.feature_names if name in features]
     table = pd.concat([shown.reset_index(drop=True), features.add_prefix("feature ")], axis=1)
-    table["label"] = table["label"].map({0: "no", 1: "yes"})
+    answers = {0: card.target.negative, 1: card.target.positive}
     percent = st.column_config.NumberColumn
     st.dataframe(
-        table.assign(champion=100 * table["champion"], shadow=100 * table["shadow"]),
+        table.assign(
+            champion=100 * table["champion"],
+            shadow=100 * table["shadow"],
+            label=table["label"].map(answers),
+        ),
         hide_index=True,
         placeholder="-",
         height=250,
-        column_order=["champion", "shadow", "label", *(f"feature {name}" for name in features)],
+        column_order=["champion", "shadow", "label", *(f"feature {name}" for name in names)],
         column_config={
             "champion": percent("Answered", format="%.1f %%", width="small"),
             "shadow": percent("In shadow", format="%.1f %%", width="small"),
             "label": st.column_config.TextColumn("Came true", width="small"),
-            **{f"feature {name}": str(name) for name in features},
+            **{f"feature {name}": name for name in names},
         },
         key="examples",
     )
@@ -303,7 +312,7 @@ def show_page() -> None:
     try:
         card = load_card(settings.card)
         with connect(role="grafana", settings=settings) as connection:
-            show(connection, card, settings)
+            show(connection, card)
     except (MissingSecretError, CardError) as error:
         st.warning(str(error), icon=":material/settings_alert:")
     except psycopg2.OperationalError:
@@ -318,7 +327,7 @@ def show_page() -> None:
         st.warning(f"The tables are not there yet: {way_out}", icon=":material/table:")
 
 
-def show(connection: Connection, card: Card, settings: Settings) -> None:
+def show(connection: Connection, card: Card) -> None:
     """Show what Postgres has."""
     colours = charts.palette(st.context.theme.type)
     stays = read_shadows(connection, card.name)
@@ -338,7 +347,7 @@ def show(connection: Connection, card: Card, settings: Settings) -> None:
         )
         return
     show_months(months, card, colours)
-    show_pairs(connection, months, version, colours)
+    show_pairs(connection, months, version, card, colours)
 
 
 st.title("Shadow")
