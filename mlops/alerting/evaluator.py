@@ -42,7 +42,7 @@ from mlops.alerting.rules import (
     load_provisioning,
     provisioning_environment,
 )
-from mlops.alerting.states import AlertState, Sample, advance
+from mlops.alerting.states import AlertState, Sample, advance, settled
 from mlops.database import connect
 from mlops.settings import MissingSecretError, Settings, get_settings
 
@@ -78,6 +78,7 @@ class Evaluator:
         self._states: dict[str, list[AlertState]] | None = None  # by rule; None: not read yet
         self._due: dict[str, datetime] = {}
         self._quiet_until: dict[str, datetime] = {}
+        self._last: datetime | None = None
         self._down: set[str] = set()
 
     @property
@@ -91,10 +92,21 @@ class Evaluator:
         return [state for states in (self._states or {}).values() for state in states]
 
     def tick(self, now: datetime) -> None:
-        """Evaluate the rules whose turn it is, and tell the groups that are due."""
+        """Evaluate the rules whose turn it is, and tell the groups that are due.
+
+        `now` may be earlier than the last time: then the clock was put back, and all is due.
+        """
         try:
             if self._states is None:
                 self._states = self._read_states()
+            if self._last is not None and now < self._last:
+                log.warning("the clock was put back by %s", self._last - now)
+                self._due, self._quiet_until = {}, {}
+            self._last = now
+            self._states = {
+                uid: [settled(state, now) for state in states]
+                for uid, states in self._states.items()
+            }
             for rule in self.rules.values():
                 if now >= self._due.get(rule.uid, now):
                     self._evaluate(rule, now)

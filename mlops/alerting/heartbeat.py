@@ -49,4 +49,6 @@ def heartbeat_complaint(settings: Settings) -> str | None:
         return "has not looked at its rules yet"
     if age > OLDEST_S:
         return f"has not looked at its rules for {age:.0f} s"
+    if age < -OLDEST_S:  # else it would count as alive until the clock is there again
+        return f"has not looked at its rules since the clock was put back by {-age:.0f} s or more"
     return f"degraded: {away} does not answer, or fails: see its log" if away else None

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from mlops.alerting.rules import Rule
@@ -53,6 +53,34 @@ class AlertState:
             and self.resolved_at is not None
             and self.last_sent_at < self.resolved_at
         )
+
+
+def settled(state: AlertState, now: datetime) -> AlertState:
+    """Return `state` without a time later than `now`, once the clock has been put back.
+
+    Else nothing would be evaluated, fire or be told until the clock has come there again. When an
+    alert began stays as it was told: it would be another one. The order of telling and resolving
+    stays too.
+    """
+    times = [state.evaluated_at, state.active_at, state.last_sent_at, state.resolved_at]
+    if not any(moment is not None and moment > now for moment in [*times, state.fired_at]):
+        return state
+
+    def at_most(moment: datetime | None, limit: datetime) -> datetime | None:
+        return None if moment is None else min(moment, limit)
+
+    told_before_end = state.untold
+    state = replace(
+        state,
+        evaluated_at=min(state.evaluated_at, now),
+        active_at=at_most(state.active_at, now),
+        fired_at=state.fired_at if state.last_sent_at else at_most(state.fired_at, now),
+        resolved_at=at_most(state.resolved_at, now),
+        last_sent_at=at_most(state.last_sent_at, now),
+    )
+    if told_before_end and not state.untold and state.resolved_at is not None:
+        state = replace(state, last_sent_at=state.resolved_at - timedelta(microseconds=1))
+    return state
 
 
 def alert_labels(rule: Rule, labels: Mapping[str, str]) -> dict[str, str]:

@@ -130,6 +130,60 @@ def test_drift_is_pending_then_firing_then_told_and_resolved(
     assert listener.bodies[1]["state"] == "ok"
 
 
+def test_a_clock_that_is_put_back_neither_blinds_nor_repeats(
+    database: Settings, start: Callable[[], Evaluator], listener: Listener
+) -> None:
+    """An hour: without knowing it, the evaluator would not look before the hour is over."""
+    hour = 3600
+    deploy(database, "1")
+    evaluator = start()
+    play(evaluator, hour, hour + 5)
+    month(database, "2009-03", 0.55)
+    play(evaluator, 6, 60)
+    assert listener.told == [("firing", "2009-03")]
+    # Told, it is the same alert after another jump, there and back.
+    play(evaluator, hour + 61, hour + 100)
+    play(evaluator, 101, 160)
+    assert listener.told == [("firing", "2009-03")]
+    month(database, "2009-03", 0.04)
+    play(evaluator, 161, 200)
+    assert listener.told == [("firing", "2009-03"), ("resolved", "2009-03")]
+
+
+def test_an_alert_of_before_the_clock_was_put_back_is_told_without_waiting_for_it(
+    database: Settings, start: Callable[[], Evaluator], listener: Listener
+) -> None:
+    """It was pending, or its end was untold, and the evaluator starts anew after the jump."""
+    hour = 3600
+    deploy(database, "1")
+    month(database, "2009-03", 0.55)
+    play(start(), hour, hour + 5)
+    evaluator = start()
+    play(evaluator, 6, 60)
+    assert listener.told == [("firing", "2009-03")]
+    play(evaluator, hour, hour + 20)
+    month(database, "2009-03", 0.04)
+    listener.answer = None
+    play(evaluator, hour + 21, hour + 60)
+    listener.answer = 202
+    play(start(), 61, 120)
+    assert listener.told == [("firing", "2009-03"), ("resolved", "2009-03")]
+
+
+def test_a_clock_that_jumps_ahead_costs_nothing(
+    database: Settings, start: Callable[[], Evaluator], listener: Listener
+) -> None:
+    deploy(database, "1")
+    month(database, "2009-03", 0.55)
+    evaluator = start()
+    play(evaluator, 0, 60)
+    play(evaluator, 3600, 3660)
+    assert listener.told == [("firing", "2009-03")]
+    month(database, "2009-03", 0.04)
+    play(evaluator, 3661, 3700)
+    assert listener.told == [("firing", "2009-03"), ("resolved", "2009-03")]
+
+
 def test_a_restart_neither_forgets_an_alert_nor_repeats_it(
     database: Settings, start: Callable[[], Evaluator], listener: Listener
 ) -> None:
