@@ -79,6 +79,8 @@ def show_summary(history: History) -> None:
     waiting = told["handled_at"].isna().sum()
     running = history.retrains["finished_at"].isna().sum()
     notes = [f"{waiting} waiting"] if waiting else []
+    noted = told["decision"].eq("noted").sum()
+    notes += [f"{noted} only noted"] if noted else []
     notes += ["a retrain is running"] if running else []
     cells[3].metric(
         "Alerts firing",
