@@ -23,6 +23,7 @@ from mlops.registry.models import (
     retire_production,
     stage_top,
 )
+from mlops.registry.stays import former_stays
 from mlops.training import tracking
 from mlops.training.fit import fit_candidate
 from mlops.training.trainings import finish_training, start_training
@@ -149,6 +150,49 @@ def test_the_history_has_one_open_row(settings, card):
             assert cursor.fetchall() == [("1", False, {"promote": True}), ("2", True, None)]
 
 
+def test_a_stay_says_how_it_began_and_what_ended_it(settings, card):
+    with connect(settings=settings) as connection:
+        record_deployment(connection, card, "1", cause="first", began="first")
+        record_deployment(connection, card, "2", cause="drift")
+        retire_production(connection, card, settings)
+        record_deployment(connection, card, "3", cause="again", began="first")
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT model_version, began, retired_by FROM ops.deployments"
+                " WHERE card = %s ORDER BY id",
+                (card.name,),
+            )
+            assert cursor.fetchall() == [
+                ("1", "first", "2"),
+                ("2", "gate", None),
+                ("3", "first", None),
+            ]
+        # 2 was taken out of production with none to follow: it is no place to return to.
+        assert [stay["model_version"] for stay in former_stays(connection, card)] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("stays", "expected"),
+    [
+        ([("1", "first")], []),
+        ([("1", "first"), ("2", "gate"), ("3", "gate")], ["1", "2"]),
+        ([("1", "first"), ("2", "gate"), ("1", "rollback")], []),
+        ([("1", "first"), ("2", "gate"), ("3", "gate"), ("2", "rollback")], ["1"]),
+        ([("1", "first"), ("2", "gate"), ("1", "rollback"), ("3", "gate")], ["1"]),
+        ([("1", "first"), ("2", "gate"), ("1", "healed"), ("3", "gate")], ["1"]),
+        ([("1", "first"), ("2", "healed"), ("3", "gate")], ["1", "2"]),
+        ([("1", "first"), ("2", "gate"), ("1", "withdrawn")], []),
+        ([("1", "first"), ("2", "gate"), ("1", "by hand")], ["1", "2"]),
+    ],
+)
+def test_a_rollback_returns_to_what_was_not_rolled_back_itself(settings, card, stays, expected):
+    with connect(settings=settings) as connection:
+        for version, began in stays:
+            record_deployment(connection, card, version, cause="test", began=began)
+        found = former_stays(connection, card)
+        assert [stay["model_version"] for stay in found] == expected
+
+
 def test_production_can_be_retired_with_none_to_follow(registry, card, settings):
     promote("1", card, settings)
     with connect(settings=settings) as connection:
@@ -189,98 +233,103 @@ def trained(settings, card, tmp_path):
     return settings, train
 
 
-def test_the_gate_compares_both_models_on_the_latest_labelled_months(trained, card):
+def test_the_gate_compares_both_models_on_months_that_neither_knows(trained, card):
     settings, train = trained
     with connect(settings=settings) as connection:
-        good, weak = train(connection, "t1", "2020-04")
+        _, weak = train(connection, "old", "2020-03")
+        good, _ = train(connection, "new", "2020-04")
 
         first = evaluate_gate(connection, card, weak["version"], None, settings)
         assert first.promote
         better = evaluate_gate(connection, card, good["version"], weak["version"], settings)
+        numbers = better.numbers
         assert better.promote
-        # For a challenger that was just trained, these are its validation rows.
-        for role, entry in (("challenger", good), ("champion", weak)):
-            logged = entry["metrics"]["validation_roc_auc"]
-            assert better.numbers[f"{role}_roc_auc"] == pytest.approx(logged)
-        assert better.numbers["base_rate"] == good["metrics"]["fitting_positive_rate"]
-        assert better.numbers["rows"] == 250
-        assert better.numbers["champion_saw_window"] is True
-        worse = evaluate_gate(connection, card, weak["version"], good["version"], settings)
-        assert not worse.promote
+        assert numbers["rule"] == "better"
+        assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
+        assert numbers["rows"] == numbers["unseen_rows"] == 250
+        assert numbers["champion_fitted"] == "2020-01..2020-03"
+        # The challenger's scores are those that it gave the rows before it was fitted on them.
+        logged = good["metrics"]["validation_roc_auc"]
+        assert numbers["challenger_roc_auc"] == pytest.approx(logged)
+        assert numbers["champion_roc_auc"] != weak["metrics"]["validation_roc_auc"]
+        assert numbers["base_rate"] == good["metrics"]["earlier_positive_rate"]
         again = evaluate_gate(connection, card, good["version"], good["version"], settings)
         assert again.promote
         assert "in production already" in again.reason
     assert load_pipeline(card, good["version"], settings)["classifier"].C == 1.0
 
 
-def test_a_challenger_of_old_months_is_compared_on_the_latest_all_the_same(trained, card):
+def test_a_challenger_of_old_months_is_compared_on_the_later_ones(trained, card):
     settings, train = trained
     with connect(settings=settings) as connection:
-        _, champion = train(connection, "new", "2020-04")
+        _, champion = train(connection, "oldest", "2020-02")
         old, _ = train(connection, "old", "2020-03")
         decision = evaluate_gate(connection, card, old["version"], champion["version"], settings)
         numbers = decision.numbers
-        assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
-        logged = champion["metrics"]["validation_roc_auc"]
-        assert numbers["champion_roc_auc"] == pytest.approx(logged)
-        assert numbers["challenger_roc_auc"] != old["metrics"]["validation_roc_auc"]
-        assert numbers["champion_saw_window"] is True
-        assert "which flatters it" in decision.reason
-
-
-def test_a_champion_of_older_months_has_not_seen_the_window(trained, card):
-    settings, train = trained
-    with connect(settings=settings) as connection:
-        _, champion = train(connection, "old", "2020-03")
-        new, _ = train(connection, "new", "2020-04")
-        decision = evaluate_gate(connection, card, new["version"], champion["version"], settings)
         assert decision.promote
-        assert decision.numbers["champion_saw_window"] is False
+        assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
+        assert numbers["challenger_roc_auc"] != old["metrics"]["validation_roc_auc"]
 
 
-def test_a_challenger_that_was_fitted_on_the_window_is_refused(trained, card):
+def test_rows_that_the_champion_knows_are_no_comparison(trained, card):
     settings, train = trained
     with connect(settings=settings) as connection:
         good, weak = train(connection, "t1", "2020-04")
+        decision = evaluate_gate(connection, card, good["version"], weak["version"], settings)
+        assert not decision.promote
+        assert decision.numbers["rule"] == "no comparison"
+        assert decision.numbers["unseen_rows"] == 0
+        assert "0 of 250 labelled rows, 2020-04 to 2020-04, are unseen" in decision.reason
+        assert "fitted on 2020-01..2020-04" in decision.reason
+        # For the record, what all rows would say.
+        assert decision.numbers["champion_roc_auc"] is not None
+
+
+def test_too_few_rows_are_no_comparison(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        _, weak = train(connection, "old", "2020-03")
+        good, _ = train(connection, "new", "2020-04")
+        strict = settings.model_copy(update={"gate_min_rows": 251})
+        decision = evaluate_gate(connection, card, good["version"], weak["version"], strict)
+        assert not decision.promote
+        assert "250 of 250 labelled rows" in decision.reason
+        assert "251 are asked (gate_min_rows)" in decision.reason
+        assert evaluate_gate(connection, card, good["version"], None, strict).promote
+
+
+def test_a_challenger_whose_months_were_forgotten_is_judged_by_what_it_kept(trained, card):
+    settings, train = trained
+    with connect(settings=settings) as connection:
+        good, _ = train(connection, "t1", "2020-04")
         with connection.cursor() as cursor:  # as when simulated months are forgotten
             cursor.execute(
-                sql.SQL("DELETE FROM {} WHERE period = '2020-04-01'").format(
+                sql.SQL("DELETE FROM {} WHERE period >= '2020-03-01'").format(
                     sql.Identifier("data", card.name)
                 )
             )
-        for champion in (None, weak["version"]):
-            decision = evaluate_gate(connection, card, good["version"], champion, settings)
-            assert not decision.promote
-            assert "was fitted on months up to 2020-03" in decision.reason
-            assert decision.numbers["window_start"] == "2020-03"
-            assert decision.numbers["challenger_roc_auc"] is not None
-        # What is in production already stays there: no one is compared.
-        same = evaluate_gate(connection, card, good["version"], good["version"], settings)
-        assert same.promote
+        decision = evaluate_gate(connection, card, good["version"], None, settings)
+        assert decision.promote
+        logged = good["metrics"]["validation_roc_auc"]
+        assert decision.numbers["challenger_roc_auc"] == pytest.approx(logged)
 
 
-@pytest.mark.parametrize("rows", [(250, 250, 250, 10), (40, 40, 40, 40)])
-def test_a_challenger_that_ends_in_a_scant_month_is_judged_on_its_own_validation(
-    trained, card, rows
-):
+def test_a_challenger_that_ends_in_a_scant_month_is_judged_on_its_own_validation(trained, card):
     settings, train = trained
+    rows = (250, 250, 250, 10)
     frame = churn_rows()
     parts = [frame[frame[PERIOD] == month].head(n) for month, n in zip(MONTHS, rows, strict=True)]
     last = parts[-1].copy()
     last[TARGET] = (last["spend"].fillna(60).rank(method="first") <= len(last) / 3).astype("int8")
     store_churn(settings, card, pd.concat([*parts[:-1], last], ignore_index=True))
     with connect(settings=settings) as connection:
-        ends = "2020-03" if rows[-1] == 10 else "2020-04"
-        assert history_window(connection, card) == ("2020-01", ends)
-        good, weak = train(connection, "t1", "2020-04")
-        for champion in (None, weak["version"]):
-            decision = evaluate_gate(connection, card, good["version"], champion, settings)
-            numbers = decision.numbers
-            assert (numbers["window_start"], numbers["window_end"]) == ("2020-04", "2020-04")
-            assert numbers["rows"] == rows[-1]
-            logged = good["metrics"]["validation_roc_auc"]
-            assert numbers["challenger_roc_auc"] == pytest.approx(logged)
-            assert "was fitted on" not in decision.reason
+        assert history_window(connection, card) == ("2020-01", "2020-03")
+        good, _ = train(connection, "t1", "2020-04")
+        numbers = evaluate_gate(connection, card, good["version"], None, settings).numbers
+        assert numbers["window_end"] == "2020-04"
+        assert numbers["rows"] == good["metrics"]["validation_rows"]
+        logged = good["metrics"]["validation_roc_auc"]
+        assert numbers["challenger_roc_auc"] == pytest.approx(logged)
 
 
 def test_a_history_too_short_to_be_split_keeps_its_scant_end(settings, card):

@@ -38,7 +38,7 @@ from mlops.training.trainings import finish_training, start_training
 from tests.fixtures.predict import PredictServer, make_rows
 
 CARD_NAME = "rollback_test"
-TRAINING = f"{CARD_NAME}-first"
+TRAINING = f"{CARD_NAME}-sooner"
 LATER = f"{CARD_NAME}-later"
 
 
