@@ -18,7 +18,7 @@ from mlops.registry.shadows import Shadow, current_shadow
 from mlops.settings import Settings, get_settings
 
 LOOK_S = 3.0
-RECENT_S = 600.0
+RECENT_S = 60.0
 """What a short look sees: rows answered in that time."""
 SWEEP_S = 60.0
 SWEEP_SHARE = 0.02

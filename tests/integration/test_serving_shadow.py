@@ -7,9 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from psycopg2.extensions import connection as Connection
-from psycopg2.extras import Json, execute_values
 
-from mlops.database import connect
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.rows import to_records
 from mlops.registry.models import record_deployment
@@ -30,70 +24,17 @@ from mlops.serving import shadow as shadowing
 from mlops.serving.client import PredictClient
 from mlops.serving.comparison import ShadowMonth, compare_shadow, follow_shadow
 from mlops.serving.payload import switch_current
-from mlops.serving.shadow import ShadowError, score_shadow, shadow_challenger, start_shadow
-from mlops.serving.traffic import deliver_labels, forget_simulations
+from mlops.serving.shadow import ShadowError, shadow_challenger, start_shadow
+from mlops.serving.traffic import forget_simulations
 from mlops.settings import ROOT, Settings
 from tests.fixtures.predict import PredictServer, make_payload, make_rows
+from tests.fixtures.shadow import begin, database_of, label_all, log, rows_of, score
 from tests.fixtures.waiting import await_
 
 
 @pytest.fixture
 def card() -> Card:
     return load_card("bank_marketing")
-
-
-@contextmanager
-def database_of(settings: Settings) -> Iterator[Connection]:
-    with connect(settings=settings) as connection:
-        yield connection
-
-
-def rows_of(settings: Settings, query: str, *values: Any) -> list[tuple[Any, ...]]:
-    with database_of(settings) as connection, connection.cursor() as cursor:
-        cursor.execute(query, values)
-        return list(cursor.fetchall())
-
-
-def begin(settings: Settings, card: Card, version: str = "2", **options: Any) -> None:
-    """Put a version of a model of its own in shadow."""
-    if not (settings.payloads_dir / version).exists():
-        make_payload(settings.payloads_dir, version, seed=int(version))
-    with database_of(settings) as connection:
-        start_shadow(connection, card, version, settings, **options)
-
-
-def score(settings: Settings, card: Card, **options: Any) -> shadowing.Scored:
-    with database_of(settings) as connection:
-        return score_shadow(connection, card, settings, **options)
-
-
-def log(
-    settings: Settings,
-    card: Card,
-    rows: int = 50,
-    *,
-    version: str = "1",
-    purpose: str = "live",
-    period: str = "2009-03-01",
-    made_at: datetime | None = None,
-    seed: int = 5,
-    features: list[dict[str, Any]] | None = None,
-) -> str:
-    """Write rows into the log as the API's spool does; return their request id."""
-    request = str(uuid.uuid4())
-    records = features or to_records(make_rows(card, rows, seed), card)
-    at = made_at or datetime.now(timezone.utc)
-    with database_of(settings) as connection, connection.cursor() as cursor:
-        execute_values(
-            cursor,
-            "INSERT INTO serving.predictions (request_id, row, made_at, period, purpose,"
-            " model_version, features, probability) VALUES %s",
-            [
-                (request, row, at, period, purpose, version, Json(record), 0.5)
-                for row, record in enumerate(records)
-            ],
-        )
-    return request
 
 
 def shadow_count(settings: Settings, version: str = "2") -> int:
@@ -440,13 +381,6 @@ def test_a_challenger_that_cannot_be_in_shadow_stops_no_retrain(
     assert said[0].startswith("note: version 2 is not in shadow")
     with database_of(database) as connection:
         assert current_shadow(connection, card) is None
-
-
-def label_all(settings: Settings, request: str) -> None:
-    with database_of(settings) as connection:
-        random = np.random.default_rng(3)
-        labels = [(request, row, int(random.random() < 0.3)) for row in range(200)]
-        deliver_labels(connection, labels)
 
 
 def compare(settings: Settings, card: Card) -> list[ShadowMonth]:
