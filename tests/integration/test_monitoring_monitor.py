@@ -240,3 +240,91 @@ def test_a_version_without_a_reference_is_named(
     answer(connection, card, "99", "2009-03", sample(card, 30, 1))
     with pytest.raises(NothingToMonitorError, match="99"):
         monitor(connection, card, "99", settings=database, **SILENT)
+
+
+def columns_of(connection: Connection) -> pd.DataFrame:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_char(period, 'YYYY-MM'), column_name, drifted, missing_more, missing_share,"
+            " to_char(drifted_since, 'YYYY-MM'), to_char(missing_since, 'YYYY-MM')"
+            " FROM grafana.column_history ORDER BY period, column_name"
+        )
+        names = [*("period", "column", "drifted", "missing_more", "missing_share")]
+        names += ["drifted_since", "missing_since"]
+        return pd.DataFrame(cursor.fetchall(), columns=names)
+
+
+def test_every_column_of_a_month_is_kept_and_says_since_when(
+    connection: Connection, card: Card, version: str, database: Settings
+) -> None:
+    for seed, (period, older) in enumerate(
+        [("2009-03", 8), ("2009-04", 0), ("2009-05", 8), ("2009-06", 8)], start=1
+    ):
+        frame = sample(card, 400, seed=seed)
+        frame["age"] += older
+        answer(connection, card, version, period, frame)
+    monitor(connection, card, settings=database, **SILENT)
+    kept = columns_of(connection)
+    assert set(kept["column"]) == set(card.feature_names)
+    assert len(kept) == 4 * len(card.features)
+    off = kept[kept["drifted"].eq(True)]
+    assert off[["period", "column", "drifted_since"]].to_numpy().tolist() == [
+        ["2009-03", "age", "2009-03"],
+        ["2009-05", "age", "2009-05"],
+        ["2009-06", "age", "2009-05"],
+    ]
+    undecided = set(kept[kept["drifted"].isna()]["column"])
+    assert undecided == {feature.name for feature in card.features if not feature.drift}
+    monitor(connection, card, settings=database, **SILENT)
+    pd.testing.assert_frame_equal(columns_of(connection), kept)
+
+
+def test_a_column_that_fails_to_come_is_named(
+    connection: Connection, card: Card, version: str, database: Settings
+) -> None:
+    frame = sample(card, 300, seed=1)
+    frame.loc[frame.index % 5 == 0, "age"] = np.nan
+    answer(connection, card, version, "2009-03", frame)
+    monitor(connection, card, settings=database, **SILENT)
+    kept = columns_of(connection)
+    assert list(kept[kept["missing_more"]]["column"]) == ["age"]
+    assert kept.set_index("column").loc["age", "missing_share"] == pytest.approx(0.2)
+
+
+def test_labels_of_small_months_count_together_until_they_are_enough(
+    connection: Connection, card: Card, version: str, database: Settings
+) -> None:
+    for seed, period in enumerate(["2009-03", "2009-04", "2009-05"], start=1):
+        answer(connection, card, version, period, sample(card, 120, seed=seed))
+    answer(connection, card, version, "2009-06", sample(card, 250, seed=4))
+    answer(connection, card, version, "2009-07", sample(card, 120, seed=5), labelled=0)
+    months = monitor(connection, card, settings=database, **SILENT)
+    assert [(month.labelled_count, month.labelled_since) for month in months] == [
+        (120, "2009-03"),
+        (240, "2009-03"),
+        (240, "2009-04"),
+        (250, "2009-06"),
+        (0, None),
+    ]
+    # What stands for the month itself is the month's alone.
+    alone = measure_performance(sample(card, 120, seed=2).assign(period="2009-04"), THRESHOLD)
+    assert months[1].roc_auc == pytest.approx(alone["roc_auc"])
+    assert months[4].calibration_gap is None
+    assert stored(connection)[1]["labelled_since"] == "2009-03-01"
+
+
+def test_a_label_that_comes_late_has_its_month_measured_anew(
+    connection: Connection, card: Card, version: str, database: Settings
+) -> None:
+    frame = sample(card, 400, seed=1)
+    answer(connection, card, version, "2009-03", frame, labelled=0)
+    (before,) = monitor(connection, card, settings=database, **SILENT)
+    assert (before.labelled_count, before.calibration_gap) == (0, None)
+    connection.cursor().execute("UPDATE serving.predictions SET label = 1")
+    (after,) = monitor(connection, card, settings=database, **SILENT)
+    assert after.labelled_count == 400
+    assert after.calibration_gap == pytest.approx(frame["score"].mean() - 1)
+    assert after.calibration_gap_high is not None
+    assert after.calibration_gap_high < -0.5
+    assert after.prediction_drift == before.prediction_drift
+    assert stored(connection)[0]["calibration_gap"] == pytest.approx(after.calibration_gap)
