@@ -1,4 +1,4 @@
-"""Draws what the benchmarks have written: the tables of docs/performance.md, and its pictures.
+"""Draws what the benchmarks have written: tables and pictures of docs/performance.md and others.
 
 It measures nothing: whatever lies in `benchmarks/results` is shown. The tables stand between
 markers; the text around them is written by hand.
@@ -20,6 +20,8 @@ matplotlib.use("Agg")  # a file, no window
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from mlops.replay.report import FIGURES, NAMES, cell, version_changes
+
 ROOT = Path(__file__).resolve().parent.parent
 
 OURS, OTHERS, FLOOR = "#1f6fb4", "#9aa5b1", "#d9c27e"
@@ -33,15 +35,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="holds benchmarks, docs and images")
     root = parser.parse_args().root
-    document = root / "docs" / "performance.md"
-    for name, tell, picture in (
-        ("serving", tell_serving, "serving-benchmark.png"),
-        ("load", tell_load, "serving-load.png"),
+    for name, tell, picture, document in (
+        ("serving", tell_serving, "serving-benchmark.png", "performance.md"),
+        ("load", tell_load, "serving-load.png", "performance.md"),
+        ("replay", tell_replay, "replay.png", "retraining.md"),
+        ("ablation", tell_ablation, None, "retraining.md"),
     ):
         file = root / "benchmarks" / "results" / f"{name}.json"
         if file.exists():
             figures = json.loads(file.read_text())
-            _replace(document, name, tell(figures, root / "images" / picture))
+            told = tell(figures, root / "images" / picture) if picture else tell(figures)
+            _replace(root / "docs" / document, name, told)
 
 
 def tell_serving(figures: dict[str, Any], picture: Path) -> str:
@@ -113,6 +117,62 @@ def tell_load(figures: dict[str, Any], picture: Path) -> str:
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join([*lines, "", _circumstances(figures)])
+
+
+def tell_replay(figures: dict[str, Any], picture: Path) -> str:
+    """Draw the picture; return the table in Markdown."""
+    _draw_replay(figures, picture)
+    policies = figures["policies"]
+    unit = figures["unit"]
+    lines = [
+        "| | " + " | ".join(NAMES[name] for name in policies) + " |",
+        "|---|" + "---|" * len(policies),
+    ]
+    for head, _, key, form in FIGURES:
+        title = f"{head}, {unit}" if key == "profit" and unit else head
+        cells = " | ".join(cell(found[key], form) for found in policies.values())
+        lines.append(f"| {title} | {cells} |")
+    alarms = figures["false_alarms"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"False alarms, where nothing happened: {alarms['alarms']} in {alarms['months']} "
+            f"months ({alarms['false_alarm_rate']:.1%}). {_where(figures)}",
+        ]
+    )
+
+
+def tell_ablation(figures: dict[str, Any]) -> str:
+    """Return the table in Markdown, a row a variant, each with its command."""
+    lines = [
+        "| variant | ROC AUC | Brier | avg. precision | lift 10 % | profit | retrains | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        found = row["figures"]
+        cells = [
+            cell(found[key], form)
+            for key, form in (
+                ("roc_auc", "{:.4f}"),
+                ("brier", "{:.4f}"),
+                ("average_precision", "{:.4f}"),
+                ("lift_at_10", "{:.2f}"),
+                ("profit", "{:,.0f}"),
+                ("retrains", "{}"),
+            )
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | `{row['command']}` |")
+    return "\n".join([*lines, "", _where(figures)])
+
+
+def _where(figures: dict[str, Any]) -> str:
+    machine = figures["machine"]
+    data = "GENERATED data" if figures["source"] == "generated" else "real data"
+    return (
+        f"Commit {figures['commit']}, {data}; {figures['seconds']:.0f} s on {machine['cores']} "
+        f"cores of {machine['cpu']}, load average before the start {machine['load_at_start']}."
+    )
 
 
 def _latencies(figures: dict[str, Any]) -> str:
@@ -285,6 +345,62 @@ def _draw_load(figures: dict[str, Any], path: Path) -> None:
         x=0.01,
         ha="left",
         fontsize=13,
+        color=INK,
+    )
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def _draw_replay(figures: dict[str, Any], path: Path) -> None:
+    policies = figures["policies"]
+    periods = [month["period"] for month in next(iter(policies.values()))["months"]]
+    colours = {"static": OTHERS, "monthly": "#2f8f83", "alert": OURS}
+    drawing, (above, below) = plt.subplots(
+        2, 1, figsize=(12, 6.6), sharex=True, layout="constrained", height_ratios=(3, 2)
+    )
+    for axis, key in ((above, "roc_auc"), (below, "prediction_drift")):
+        for name in NAMES:  # ours last, on top
+            if name not in policies:
+                continue
+            values = [month[key] for month in policies[name]["months"]]
+            axis.plot(
+                periods,
+                [float("nan") if value is None else value for value in values],
+                color=colours[name],
+                linewidth=2.6 if name == "alert" else 1.8,
+                marker="o",
+                markersize=4,
+                label=f"{NAMES[name]}: {policies[name]['roc_auc']:.3f} over all months, "
+                f"Brier {policies[name]['brier']:.3f}",
+            )
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=INK, labelsize=10)
+    for place, version in version_changes(policies["alert"]["months"]):
+        for axis in (above, below):
+            axis.axvline(place - 0.5, color=OURS, linestyle=":", linewidth=1, alpha=0.7)
+        above.annotate(
+            f"v{version}",
+            (place - 0.5, 1.0),
+            xycoords=above.get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            fontsize=9,
+            color=OURS,
+        )
+    above.axhline(0.5, color=GOAL, linestyle="--", linewidth=1)
+    above.annotate("a guess", (len(periods) - 0.6, 0.5), va="bottom", ha="right", color=GOAL)
+    above.set_title("ROC AUC by month", loc="left", fontsize=12, color=INK, pad=18)
+    above.legend(frameon=False, loc="lower right", fontsize=10)
+    below.set_title(
+        "Drift of the scores by month, in standard deviations", loc="left", fontsize=12, color=INK
+    )
+    below.set_ylim(bottom=0)
+    below.set_xticks(range(0, len(periods), 2), periods[::2], fontsize=10)
+    drawing.suptitle(
+        f"{policies['alert']['retrains']} retrains on alert, {periods[0]} to {periods[-1]}",
+        x=0.01,
+        ha="left",
+        fontsize=14,
         color=INK,
     )
     drawing.savefig(path, dpi=110)

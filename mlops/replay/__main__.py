@@ -10,43 +10,38 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
-from mlops.dataset.card import Card, CardError
+from mlops.dataset.card import CardError
 from mlops.dataset.errors import DataError
-from mlops.dataset.sources import read_source
-from mlops.replay.engine import plan, replay
-from mlops.replay.figures import POLICIES, Month, Policy, Replayed
-from mlops.replay.ground import OverrideError, own_candidates, own_settings
-from mlops.replay.learning import learning
-from mlops.replay.report import FIGURES, cell, result_of, write_report
-from mlops.replay.watch import Watch
-from mlops.replay.world import World
-from mlops.settings import Settings, get_settings
-from mlops.stack.postgres import running
+from mlops.replay.fast import START, Asked, own_ground, play_fast
+from mlops.replay.figures import POLICIES, Month, Policy
+from mlops.replay.ground import OverrideError
+from mlops.replay.report import FIGURES, cell, write_report
+from mlops.replay.watch import UnknownRuleError
+from mlops.settings import get_settings
 from mlops.training.candidates import CandidatesError
-
-START = "2009-01"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play what was asked for; return the exit code, 2 if that cannot be played."""
     options = _options(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    asked = asked_for(arguments)
     try:
-        with own_ground(options.set, options.candidate) as (settings, card):
-            result = play_fast(settings, card, options, console)
-    except (OverrideError, ValidationError, CardError, CandidatesError, DataError) as error:
+        with own_ground(asked) as (settings, card):
+            result = play_fast(asked, settings, card, printer(console))
+    except (
+        *(OverrideError, ValidationError, CardError, CandidatesError, DataError),
+        UnknownRuleError,
+    ) as error:
         print(error, file=sys.stderr)
         return 2
     show(result, console)
@@ -56,53 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def own_ground(
-    overrides: Mapping[str, str], candidates: Sequence[str] = ()
-) -> Iterator[tuple[Settings, Card]]:
-    """Yield settings and card of a folder that is deleted afterwards."""
-    # Not in a folder that others may not pass: root's Postgres runs as another user.
-    folder = Path(tempfile.mkdtemp(prefix="mlops-replay-"))
-    folder.chmod(0o711)
-    try:
-        settings, card = own_settings(folder, overrides)
-        yield own_candidates(settings, candidates, folder), card
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def play_fast(
-    settings: Settings, card: Card, options: argparse.Namespace, console: Console
-) -> dict[str, Any]:
-    """Play the policies in memory; return the result as JSON has it."""
-    raw = read_source(card, settings)
-    if raw.notice:
-        console.print(f"[yellow]{raw.notice}[/]")
-    last = options.to or str(raw.frame["period"].max())
-    world = World(card, raw.frame, options.start, last, options.label_delay)
-    played: list[Replayed] = []
-    policies: list[Policy] = options.policy or list(POLICIES)
-    with learning(card, settings, options.processes) as learner, running(settings):
-        if "monthly" in policies:
-            plan(world, learner, settings)
-        for policy in policies:
-            watch = Watch(card, settings, options.threshold) if policy == "alert" else None
-            console.print(f"[bold]{policy}[/]")
-            played.append(replay(policy, world, learner, settings, watch, _printer(console)))
-    return result_of(
-        played,
-        card,
-        mode="fast",
-        start=world.start,
-        end=world.end,
-        label_delay=world.label_delay,
-        source=raw.origin,
-        changed={**options.set, **{f"rule {k}": str(v) for k, v in options.threshold.items()}},
+def asked_for(arguments: Sequence[str] | None) -> Asked:
+    """Return what the arguments of the command line ask for."""
+    options = _options(arguments)
+    return Asked(
+        policies=options.policy or POLICIES,
+        start=options.start,
+        end=options.to,
+        label_delay=options.label_delay,
+        changes=options.set,
+        thresholds=options.threshold,
+        candidates=options.candidate,
+        processes=options.processes,
     )
 
 
-def _printer(console: Console) -> Any:
-    def tell(month: Month) -> None:
+def printer(console: Console) -> Callable[[Policy, Month], None]:
+    """Return what prints a line a month, under the name of its policy."""
+    told: list[Policy] = []
+
+    def tell(policy: Policy, month: Month) -> None:
+        if policy not in told:
+            told.append(policy)
+            console.print(f"[bold]{policy}[/]")
         auc = "  -  " if month.roc_auc is None else f"{month.roc_auc:.3f}"
         drift = "  -  " if month.prediction_drift is None else f"{month.prediction_drift:.2f}"
         line = (
@@ -113,7 +84,7 @@ def _printer(console: Console) -> Any:
             line += f"  [{', '.join(month.alerts)}]"
         if month.retrain is not None:
             line += f"  → {month.retrain.candidate}: {month.retrain.outcome.replace('_', ' ')}"
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False)
 
     return tell
 
@@ -121,10 +92,10 @@ def _printer(console: Console) -> Any:
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print the figures, a line a policy."""
     heads = "".join(f"{head:>13}" for _, head, _, _ in FIGURES)
-    console.print(f"\n[bold]{'policy':<8}{heads}[/]", soft_wrap=True)
+    console.print(f"\n[bold]{'policy':<8}{heads}[/]")
     for policy, found in result["policies"].items():
         cells = "".join(f"{cell(found[key], form):>13}" for _, _, key, form in FIGURES)
-        console.print(f"{policy:<8}{cells}", soft_wrap=True)
+        console.print(f"{policy:<8}{cells}")
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -35,6 +35,10 @@ Measured = tuple[MonthMetrics, Drift | None]
 _SCHEMAS = ("serving", "grafana", "ops")
 
 
+class UnknownRuleError(ValueError):
+    """A threshold is given for a rule that no file has."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """A retrain that the alerts have started."""
@@ -120,8 +124,9 @@ class Watch:
 
         with connect(settings=self.settings) as connection:
             for body in self._told:
+                # One transaction each, as they arrive: the oldest alert names the cause.
                 store_alerts(connection, parse_notification(body))
-            connection.commit()
+                connection.commit()
             decide_waiting(connection, self.card, trigger, self.rules, self.settings)
         return started[0] if started else None
 
@@ -137,7 +142,7 @@ def _with_thresholds(provisioning: Provisioning, thresholds: Mapping[str, float]
     titles = [rule.title for rule in provisioning.rules]
     for title in thresholds:
         if title not in titles:
-            raise ValueError(f"no rule {title!r}: there are {', '.join(titles)}")
+            raise UnknownRuleError(f"no rule {title!r}: there are {', '.join(titles)}")
     rules = [
         replace(rule, threshold=thresholds.get(rule.title, rule.threshold))
         for rule in provisioning.rules

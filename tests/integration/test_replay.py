@@ -30,7 +30,9 @@ ROWS = 260
 @pytest.fixture
 def settings(database: Settings, tmp_path: Path) -> Settings:
     """The tests' Postgres, one quick candidate, and windows of two months."""
-    values = write_world(tmp_path, {"LogisticRegression": CANDIDATES["LogisticRegression"]})
+    values = write_world(tmp_path)
+    quick = {name: CANDIDATES[name] for name in ("LogisticRegression",)}
+    Path(values["candidates"]).write_text(yaml.safe_dump(quick))
     card = yaml.safe_load(Path(values["card"]).read_text())
     card["costs"] = {"contact": 5, "success": 50, "unit": "euros"}
     Path(values["card"]).write_text(yaml.safe_dump(card))

@@ -1,0 +1,109 @@
+"""What each part of the recipe is worth: the replay on alert, one thing changed at a time.
+
+    python -m benchmarks.ablation
+    python -m benchmarks.ablation --only "no weights"
+
+Every row is a command that a person can run alone. Writes benchmarks/results/ablation.json and
+redraws the table of docs/retraining.md; rows that were not run again stay as they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.serving import commit, draw, machine, say
+from mlops.replay.__main__ import asked_for
+from mlops.replay.fast import own_ground, play_fast
+from mlops.settings import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results" / "ablation.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant: its name in the table, and what it changes, as arguments of the replay."""
+
+    name: str
+    changes: str = ""
+    policy: str = "alert"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Arguments of `python -m mlops.replay`."""
+        return ["--fast", "--policy", self.policy, *shlex.split(self.changes)]
+
+    @property
+    def command(self) -> str:
+        """What a person types."""
+        return f"python -m mlops.replay {shlex.join(self.arguments)}"
+
+
+ROWS = (
+    Row("the loop as it is"),
+    Row("never retrained", policy="static"),
+    Row("every month", policy="monthly"),
+    Row("window of 3 months", "--set retrain_window_months=3"),
+    Row("window of 12 months", "--set retrain_window_months=12"),
+    Row("all rows count alike", "--set recency_half_life_months=0"),
+    Row("half-life of 3 months", "--set recency_half_life_months=3"),
+    Row("1 validation month", "--set card.time.validation_months=1"),
+    Row("logistic regression only", "--candidate LogisticRegression"),
+    Row("XGBoost only", "--candidate XGBClassifier"),
+    Row("drift threshold 0.3", "--threshold 'Prediction drift=0.3'"),
+    Row("labels a month late", "--label-delay 1"),
+    Row("labels two months late", "--label-delay 2"),
+)
+
+
+def play(row: Row) -> tuple[dict[str, Any], str]:
+    """Return the figures of one row, and where the data came from."""
+    asked = asked_for(row.arguments)
+    with own_ground(asked) as (settings, card):
+        result = play_fast(asked, settings, card)
+    found = result["policies"][row.policy]
+    return {key: value for key, value in found.items() if key != "months"}, result["source"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Play every row, write the file, redraw the table; return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--only", action="append", choices=[row.name for row in ROWS], help="rows; default: all"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    known: dict[str, Any] = {}
+    if options.only and options.results.exists():
+        known = {row["name"]: row for row in json.loads(options.results.read_text())["rows"]}
+    began, source = time.monotonic(), ""
+    for row in ROWS:
+        if options.only and row.name not in options.only:
+            continue
+        say(row.command)
+        figures, source = play(row)
+        known[row.name] = {"name": row.name, "command": row.command, "figures": figures}
+        say(f"  ROC AUC {figures['roc_auc']:.4f}, Brier {figures['brier']:.4f}")
+    result = {
+        "commit": commit(),
+        "machine": machine(),
+        "source": source,
+        "seconds": round(time.monotonic() - began, 1),
+        "rows": [known[row.name] for row in ROWS if row.name in known],
+    }
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    if options.results == RESULTS:
+        draw()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
