@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate rollback release \
 	promote shadow test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
-	setup-peers bench-serving bench-load fuzz faults
+	setup-peers bench-serving bench-load bench-replay replay fuzz faults
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -103,6 +103,12 @@ fuzz: setup-dev ## Send the predict API whatever a client could: N=100000, SEED=
 
 bench-load: setup-dev ## Load the predict API while versions change and Postgres dies: MINUTES=10
 	@.venv/bin/python -m benchmarks.sustained $(if $(MINUTES),--minutes $(MINUTES))
+
+bench-replay: setup-dev ## Say what retraining is worth on 2009-01 … 2010-11, and what it costs: two minutes
+	@.venv/bin/python -W ignore -m benchmarks.replay
+
+replay: setup-dev ## Play 2009-01 … 2010-11 as life would, on a stack of its own; FAST=1 in memory
+	@.venv/bin/python -W ignore -m mlops.replay $(if $(FAST),--fast)
 
 lint: setup-dev ## Lint, format, types, and the import contract
 	.venv/bin/python -m ruff check .
