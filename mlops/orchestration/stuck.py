@@ -1,11 +1,12 @@
 """Ends the runs of Mage that nobody would ever end, and says so; it starts nothing.
 
 `server` starts it beside Mage, and again should it end. Mage begins anew with what a crash has
-interrupted, so three cases are left, each of which would block the loop for good: a block that
-hangs; one whose process dies each time that it is begun anew (out of memory, say); and a retrain
-whose run has ended, or is gone, without having written its outcome. A block that works is never
-ended here, however long it takes: a limit counts only while nothing of a run moves, neither its
-blocks nor the processor time of its processes.
+interrupted, so these cases are left, each of which would be in the loop's way for good: a block
+that hangs; one whose process dies each time that it is begun anew (out of memory, say); a retrain
+whose run has ended, or is gone, without having written its outcome; and a run whose retrain has
+been given up, beside which the next one would train. A block that works is not ended for being
+slow: a limit counts only while nothing of a run moves, neither its blocks nor the processor time of
+its processes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ MOST_DEATHS = 3
 """Processes of one block that may die before it is given up."""
 
 GRACE_S = 60.0
-"""How long a retrain may be open without a run under way: a run begins, or writes its end, late."""
+"""How long a retrain may be open without a run under way, or its run be under way after its end:
+either of the two is written first."""
 
 _BUSY_S = 1.0
 _BUSY_SHARE = 0.01
@@ -167,13 +169,17 @@ class StuckWatcher:
         self._say = say
         self._judge = Judge(settings.mage_block_limit_s, sys.platform == "linux")
         self._over: dict[str, float] = {}
+        self._given_up: dict[int, float] = {}
         self._said = ""
 
     def look(self, now: float) -> None:
         """Look once. What is away is said once, and asked again at the next look."""
         try:
             runs = read_runs(self.settings)
-            reasons = self._judge.stuck(runs, workers_of(self._server), now)
+            reasons = {
+                **self._given_up_for_long(runs, now),
+                **self._judge.stuck(runs, workers_of(self._server), now),
+            }
             for run in runs:
                 if run.id in reasons:
                     self._end(run, reasons[run.id])
@@ -185,6 +191,18 @@ class StuckWatcher:
                 self._say(f"stuck runs are not looked for: {said}")
             self._said = said
 
+    def _given_up_for_long(self, runs: list[UnfinishedRun], now: float) -> dict[int, str]:
+        """Return the runs whose retrain failed `GRACE_S` ago or earlier: by its limit, say."""
+        retrains = {run.retrain_id: run.id for run in runs if run.pipeline == PIPELINE}
+        with connect(settings=self.settings) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT id, reason FROM ops.retrains WHERE id = ANY(%s) AND outcome = 'failed'",
+                (list(retrains),),
+            )
+            failed = {retrains[name]: f"its retrain failed: {why}" for name, why in cursor}
+        self._given_up = {run: self._given_up.get(run, now) for run in failed}
+        return {run: failed[run] for run, at in self._given_up.items() if now - at >= GRACE_S}
+
     def _end(self, run: UnfinishedRun, reason: str) -> None:
         """Fail a run in Mage, end its processes, and write the outcome of its retrain."""
         if not fail_run(run, reason, self.settings):
@@ -192,7 +210,7 @@ class StuckWatcher:
         for worker in workers_of(self._server):
             if worker.name in run.processes:
                 _kill(worker)
-        self._say(f"run {run.id} of {run.pipeline} was stuck and is failed: {reason}")
+        self._say(f"run {run.id} of {run.pipeline} is failed: {reason}")
         if run.pipeline == PIPELINE:
             with connect(settings=self.settings) as connection:
                 _close(connection, run.retrain_id, reason)

@@ -19,7 +19,7 @@ import pytest
 import requests
 from pydantic import SecretStr
 
-from mlops.alerting.retrains import open_retrain
+from mlops.alerting.retrains import close_retrain, open_retrain, unfinished_retrain
 from mlops.database import connect
 from mlops.dataset.card import load_card
 from mlops.dataset.generate import generate_csv
@@ -425,6 +425,25 @@ def test_a_retrain_whose_run_is_over_or_gone_does_not_block_the_next(server: Ser
         "its run is gone in Mage, and nobody wrote the outcome",
     )
     assert len(said) == 1
+
+
+def test_a_run_whose_retrain_was_given_up_does_not_train_beside_the_next(server: Server) -> None:
+    settings, said = server.settings, list[str]()
+    assert server.process is not None
+    watcher = stuck.StuckWatcher(settings, server.process.pid, said.append)
+    with mlflow_that_never_answers(settings):
+        run_id = mage.trigger_pipeline("retrain", {"retrain_id": "r-late"}, settings)
+        await_(lambda: working(server, run_id), 60, "it is at work")
+        with connect(settings=settings) as connection:
+            await_(lambda: unfinished_retrain(connection, load_card(settings.card)), 30)
+            close_retrain(connection, "r-late", "failed", "not finished after 3600 s")
+        watcher.look(0.0)
+        watcher.look(stuck.GRACE_S - 1)
+        assert said == []
+        watcher.look(stuck.GRACE_S + 1)
+    assert mage.run_status(run_id, settings).status == "failed"
+    (line,) = said
+    assert "its retrain failed: not finished after 3600 s" in line
 
 
 def test_the_watcher_of_stuck_runs_runs_beside_mage(server: Server) -> None:
