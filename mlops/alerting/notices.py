@@ -25,7 +25,7 @@ from psycopg2.extras import RealDictCursor
 
 from mlops.database import connect
 from mlops.dataset.card import Card, load_card
-from mlops.reporting.words import headline
+from mlops.reporting.words import RETRAINS_SQL, headline
 from mlops.settings import Settings
 
 logger = logging.getLogger("gunicorn.error")  # into the server's own log
@@ -148,7 +148,7 @@ def tell_retrains(
     url = check_address(settings.secret("notify_url"))
     with connection.cursor(cursor_factory=RealDictCursor) as cursor:
         cursor.execute(
-            "SELECT * FROM ops.retrains WHERE card = %s AND finished_at IS NOT NULL"
+            RETRAINS_SQL + " WHERE card = %s AND finished_at IS NOT NULL"
             " AND notified_at IS NULL AND notify_tries < %s"
             " AND finished_at > clock_timestamp() - make_interval(secs => %s)"
             " ORDER BY finished_at",

@@ -94,7 +94,7 @@ def show_list(reports: list[Report], settings: Settings) -> Report | None:
             "report": "Report",
             "version": "Version",
             "period": "Month",
-            "outcome": "Outcome",
+            "outcome": st.column_config.TextColumn("Outcome", width=140),
             "drift": st.column_config.NumberColumn("Prediction drift", format="%.3f"),
             "roc_auc": st.column_config.NumberColumn("ROC AUC", format="%.3f"),
             "rows": st.column_config.NumberColumn("Rows", format="localized"),

@@ -19,7 +19,7 @@ from mlops.dataset.timeline import period_of
 from mlops.reporting import pictures
 from mlops.reporting.library import retrain_path, write_page
 from mlops.reporting.pages import number, render
-from mlops.reporting.words import headline
+from mlops.reporting.words import RETRAINS_SQL, headline
 from mlops.settings import Settings, get_settings
 
 logger = logging.getLogger(__name__)
@@ -206,7 +206,11 @@ def _read(connection: Connection, card: Card, retrain_id: str) -> dict[str, Any]
             cursor.execute(statement, values)
             return [dict(row) for row in cursor.fetchall()]
 
-    found = rows("SELECT * FROM ops.retrains WHERE id = %s AND card = %s", retrain_id, card.name)
+    found = rows(
+        RETRAINS_SQL + " WHERE id = %s AND card = %s",
+        retrain_id,
+        card.name,
+    )
     if not found:
         raise LookupError(f"there is no retrain {retrain_id!r} of {card.name}")
     retrain = found[0]

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+RETRAINS_SQL = (
+    "SELECT r.*, coalesce(r.champion, (SELECT d.model_version FROM ops.deployments d"
+    " WHERE d.card = r.card AND d.deployed_at <= r.started_at"
+    " AND coalesce(d.retired_at, 'infinity') > r.started_at"
+    " ORDER BY d.deployed_at DESC LIMIT 1)) AS champion FROM ops.retrains r"
+)
+"""Retrains with their champion, also those that failed before a deployment could note it."""
+
 
 def headline(retrain: Mapping[str, Any]) -> str:
     """Return what a retrain (a row of `ops.retrains`) came to, in a few words."""
