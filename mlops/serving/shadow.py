@@ -96,6 +96,8 @@ def start_shadow(
     settings = settings or get_settings()
     if since is not None:
         month_start(since)
+    if not version.isdigit():
+        raise ShadowError(f"found version {version!r}, expected a number of the registry's, like 7")
     # A deployment that is under way may be about to make it the champion, and renders as well.
     lock(connection, lock_name(card))
     champion = current_deployment(connection, card)

@@ -304,6 +304,12 @@ def test_a_version_of_other_columns_is_refused(database: Settings, card: Card) -
         start_shadow(connection, card, "2", database)
 
 
+def test_a_version_is_a_number_and_no_path(database: Settings, card: Card) -> None:
+    make_payload(database.payloads_dir, "2")
+    with database_of(database) as connection, pytest.raises(ShadowError, match="expected a number"):
+        start_shadow(connection, card, "../payloads/2", database)
+
+
 def held(version: str = "2", **changes: Any) -> Any:
     """Return a deployment in which the gate has held a challenger that is not bad."""
     deployed = {"outcome": "kept_champion", "version": version, "champion": "1", "production": "1"}
