@@ -15,6 +15,7 @@ import psycopg2
 import streamlit as st
 
 from mlops.app import charts, form, versions
+from mlops.app.data_checks import read_checks, show_checks
 from mlops.app.history import History, labels_in_words, read_history
 from mlops.database import connect
 from mlops.dataset.card import CardError, load_card
@@ -360,6 +361,7 @@ def show_page() -> None:
         card = load_card(settings.card)
         with connect(role="grafana", settings=settings) as connection:
             history = read_history(connection, card.name)
+            checks = read_checks(connection, card.name)
     except (MissingSecretError, CardError) as error:
         st.warning(str(error), icon=":material/settings_alert:")
         return
@@ -379,6 +381,7 @@ def show_page() -> None:
     show_summary(history)
     versions.show_hold(history, settings)
     show_leaderboard(history, colours)
+    show_checks(checks)
     show_threshold(settings, colours)
     show_months(history, colours, settings)
     show_versions(history, colours)
