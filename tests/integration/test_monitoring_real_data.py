@@ -15,12 +15,11 @@ import pytest
 
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.sources import read_source
-from mlops.dataset.windows import split_window
 from mlops.monitoring.confidence import wasserstein, wasserstein_noise
 from mlops.monitoring.drift import SCORE, Drift, measure_drift
 from mlops.settings import Settings
 from mlops.training.candidates import get_candidate
-from mlops.training.fit import fit_pipeline, score_window
+from mlops.training.fit import learn, score_window
 
 DATA = os.environ.get("MLOPS_DATA")
 
@@ -44,17 +43,11 @@ def card() -> Card:
 def scored(card: Card, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The reference and all later months, scored by the model of the history."""
     frame = read_source(card, settings).frame
-    window = split_window(
-        frame[frame["period"] <= card.time.history_until], card.time.validation_months
-    )
+    known = frame["period"] <= card.time.history_until
     candidate = get_candidate("XGBClassifier", settings.candidates)
-    pipeline = fit_pipeline(card, candidate, window.earlier, settings.seed).pipeline
-    later = frame[frame["period"] > card.time.history_until]
-    reference, later = (
-        part.assign(**{SCORE: score_window(pipeline, card, part)})
-        for part in (window.validation, later)
-    )
-    return reference, later
+    champion = learn(card, candidate, frame[known].reset_index(drop=True), settings)
+    later = frame[~known].reset_index(drop=True)
+    return champion.reference, later.assign(**{SCORE: score_window(champion.pipeline, card, later)})
 
 
 @pytest.fixture(scope="module")
