@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -56,6 +56,8 @@ class Simulation:
     seconds: float
     versions: tuple[str, ...]
     """Versions that answered; more than one if a deployment fell into the month."""
+    labels: tuple[Label, ...] = field(repr=False, default=())
+    """The answers of the month's customers, in the file's order, delivered or not."""
 
 
 def simulate_month(
@@ -64,9 +66,12 @@ def simulate_month(
     connection: Connection,
     progress: Callable[[int, int], None] | None = None,
     settings: Settings | None = None,
+    *,
+    deliver: bool = True,
 ) -> Simulation:
     """Send the file's rows of `period` to the API, wait for the log, deliver the labels, commit.
 
+    Without `deliver` the labels are left to be delivered later (`Simulation.labels`).
     `progress` is called with rows sent and rows in all. Raises TrafficError if there is no such
     month to come (naming those there are), if the API does not log, or refuses a row;
     ApiUnavailable if it does not answer.
@@ -89,7 +94,7 @@ def simulate_month(
     answers = _send(records, ids, period, settings, progress)
     _wait_for_log(connection, ids, settings)
     labels = [(name, 0, int(label)) for name, label in zip(ids, frame[TARGET], strict=True)]
-    labelled = deliver_labels(connection, labels)
+    labelled = deliver_labels(connection, labels) if deliver else 0
     connection.commit()
     return Simulation(
         period=period,
@@ -98,6 +103,7 @@ def simulate_month(
         warned=sum(bool(answer["predictions"][0]["warnings"]) for answer in answers),
         seconds=time.monotonic() - started,
         versions=tuple(sorted({answer["version"] for answer in answers}, key=int)),
+        labels=tuple(labels),
     )
 
 

@@ -140,6 +140,18 @@ def start(settings: Settings, name: str) -> None:
         _proxy(settings).supervisor.startProcess(f"{group}:{name}", False)
 
 
+def stop(settings: Settings, name: str) -> None:
+    """Stop the server `name` and wait until it is gone; it stays down until it is started again.
+
+    Raises SupervisorError if supervisor does not know it.
+    """
+    full = next((full for full in _full_names(settings) if full.partition(":")[2] == name), None)
+    if full is None:
+        raise SupervisorError(f"supervisor knows no {name!r}")
+    with suppress(Fault):  # it does not run
+        _proxy(settings).supervisor.stopProcess(full, True)
+
+
 def stop_all(settings: Settings, timeout: float = 90.0, patience: float = 10.0) -> int:
     """Stop supervisor and all it runs within `timeout` s, then whatever else is left of the stack.
 
