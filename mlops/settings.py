@@ -163,11 +163,14 @@ class Settings(BaseSettings):
     signal_confidence: float = Field(
         0.99, gt=0.5, lt=1, description="Of what is called beyond chance: its quantile or interval."
     )
+    performance_confidence: float = Field(
+        0.999, gt=0.5, lt=1, description="Of the intervals of ROC AUC and calibration."
+    )
     missing_margin: float = Field(
         0.05, ge=0, description="Share of missing values above the reference's that is accepted."
     )
     auc_loss_margin: float = Field(
-        0.05, ge=0, description="ROC AUC below validation's that is accepted."
+        0.15, ge=0, description="ROC AUC below validation's that is accepted."
     )
     calibration_margin: float = Field(
         0.03, ge=0, description="Mean score beside the share of positives that is accepted."
@@ -177,7 +180,7 @@ class Settings(BaseSettings):
         0.9, gt=0.5, lt=1, description="Share of resamples in which it must be, for the gate."
     )
     gate_equal: float = Field(
-        0.01, ge=0, description="ROC AUC that a challenger may lack if it is better calibrated."
+        0.02, ge=0, description="ROC AUC that a challenger may lack if it is better calibrated."
     )
     gate_resamples: int = Field(2000, ge=100, description="Bootstrap resamples of the gate.")
     gate_min_rows: int = Field(

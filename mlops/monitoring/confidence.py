@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import hypergeom, wasserstein_distance
+from scipy.stats import hypergeom, norm, wasserstein_distance
 
 DRAWS = 1000
 """Resamples of a bootstrap."""
@@ -42,7 +42,7 @@ class Interval(NamedTuple):
 
 
 class Performance(NamedTuple):
-    """How well scores do on labelled rows, each figure with its bootstrap interval.
+    """How well scores do on labelled rows, each figure with its interval.
 
     `calibration_gap` is the mean score less the share of positives, -1..1: above 0, too many are
     promised. What needs a ROC AUC is None where all labels are of one class. `roc_auc_loss` is that
@@ -149,14 +149,15 @@ def estimate_performance(
     """Return ROC AUC and calibration gap of labelled rows, with intervals of that `confidence`.
 
     Targets are 0 and 1, scores probabilities; at least one row, of the reference perhaps none.
-    Percentile bootstrap over rows (Efron 1979). The loss is that against the reference, both sides
-    resampled, since the reference's own ROC AUC is known no better than its rows allow.
+    The gap is a mean, with the normal interval of one; ROC AUC has that of a percentile bootstrap
+    over rows (Efron 1979). The loss is that against the reference, both sides resampled, since the
+    reference's own ROC AUC is known no better than its rows allow.
     """
     month, reference = _Labelled(target, score), _Labelled(reference_target, reference_score)
     random = np.random.default_rng(seed)
-    areas, gaps = month.resample(random)
+    areas = month.resample(random)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    performance = Performance(month.gap, Interval(*np.quantile(gaps, tails).tolist()))
+    performance = Performance(month.gap, _interval_of_mean(target, score, confidence))
     # A resample may hold one class only, where there are few of the other: it says nothing.
     known = areas[~np.isnan(areas)]
     if month.area is None or not len(known):
@@ -166,7 +167,7 @@ def estimate_performance(
     )
     if reference.area is None:
         return performance
-    losses = reference.resample(random)[0] - areas
+    losses = reference.resample(random) - areas
     losses = losses[~np.isnan(losses)]
     return performance._replace(
         reference_roc_auc=reference.area,
@@ -175,29 +176,33 @@ def estimate_performance(
     )
 
 
+def _interval_of_mean(target: ArrayLike, score: ArrayLike, confidence: float) -> Interval:
+    """Return between what the mean of score less target lies; -1 to 1 for a single row."""
+    misses = np.asarray(score, dtype=np.float64) - np.asarray(target, dtype=np.float64)
+    if len(misses) < 2:
+        return Interval(-1.0, 1.0)
+    reach = norm.ppf((1 + confidence) / 2) * misses.std(ddof=1) / np.sqrt(len(misses))
+    return Interval(float(misses.mean() - reach), float(misses.mean() + reach))
+
+
 class _Labelled:
     """Labelled rows in order of their scores; equal scores are one group."""
 
     def __init__(self, target: ArrayLike, score: ArrayLike) -> None:
         truth, scores = np.asarray(target, dtype=np.int64), np.asarray(score, dtype=np.float64)
-        self.scores, groups = np.unique(scores, return_inverse=True)
+        distinct, groups = np.unique(scores, return_inverse=True)
         kinds = 2 * groups + truth  # a group's negatives, then its positives
-        self._kinds = np.bincount(kinds, minlength=2 * len(self.scores))
+        self._kinds = np.bincount(kinds, minlength=2 * len(distinct))
         self.gap = float(np.mean(scores) - np.mean(truth)) if len(scores) else 0.0
         area = float(self._areas(self._kinds[None, :])[0])
         self.area = None if np.isnan(area) else area
 
-    def resample(
-        self, random: np.random.Generator
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return ROC AUC (NaN if one class only) and gap of `DRAWS` resamples of the rows."""
+    def resample(self, random: np.random.Generator) -> NDArray[np.float64]:
+        """Return the ROC AUC of `DRAWS` resamples of the rows, NaN for those of one class."""
         rows = int(self._kinds.sum())
-        areas, gaps = [], []
-        for block in _resampled_counts(self._kinds, rows, random):
-            areas.append(self._areas(block))
-            promised = (block[:, ::2] + block[:, 1::2]) @ self.scores
-            gaps.append((promised - block[:, 1::2].sum(axis=1)) / rows)
-        return np.concatenate(areas), np.concatenate(gaps)
+        return np.concatenate(
+            [self._areas(block) for block in _resampled_counts(self._kinds, rows, random)]
+        )
 
     @staticmethod
     def _areas(drawn: NDArray[np.int64]) -> NDArray[np.float64]:

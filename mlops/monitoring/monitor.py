@@ -193,7 +193,7 @@ def measure_confidence(
         counted[SCORE],
         judged[TARGET],
         judged[SCORE],
-        settings.signal_confidence,
+        settings.performance_confidence,
         settings.seed,
     )
     low, high = found.roc_auc_interval or (None, None)
