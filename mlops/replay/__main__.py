@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,14 @@ from rich.console import Console
 
 from mlops.dataset.card import CardError
 from mlops.dataset.errors import DataError
+from mlops.orchestration.mage import MageError
 from mlops.replay.fast import START, Asked, own_ground, play_fast
 from mlops.replay.figures import POLICIES, Month, Policy
 from mlops.replay.ground import OverrideError
+from mlops.replay.live import LiveReplayError, changes_for_live, play_beside
 from mlops.replay.report import FIGURES, cell, write_report
 from mlops.replay.watch import UnknownRuleError
+from mlops.serving.traffic import TrafficError
 from mlops.settings import get_settings
 from mlops.training.candidates import CandidatesError
 
@@ -35,15 +41,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     console = Console(highlight=False, soft_wrap=True)
     asked = asked_for(arguments)
+    changes = dict(asked.changes)
+    if not options.fast:
+        if "alert" not in asked.policies:
+            print("only policy alert is played live: add --fast", file=sys.stderr)
+            return 2
+        changes |= changes_for_live(asked.start)
+    # Whoever ends it has the servers stopped, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with own_ground(asked) as (settings, card):
-            result = play_fast(asked, settings, card, printer(console))
+        with own_ground(replace(asked, changes=changes)) as (settings, card):
+            if options.fast:
+                result = play_fast(asked, settings, card, printer(console))
+            else:
+                say = partial(console.print, style="dim", markup=False)
+                result = play_beside(asked, settings, card, printer(console), say)
     except (
         *(OverrideError, ValidationError, CardError, CandidatesError, DataError),
         UnknownRuleError,
     ) as error:
         print(error, file=sys.stderr)
         return 2
+    except (LiveReplayError, MageError, TrafficError) as error:
+        print(error, file=sys.stderr)
+        return 1
     show(result, console)
     folder = get_settings().reports_dir if options.out is None else options.out
     for path in write_report(result, folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any
 
 import requests
@@ -18,9 +18,10 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
 from mlops.alerting.alerts import decide_waiting, parse_notification, store_alerts
-from mlops.alerting.evaluator import Evaluator
+from mlops.alerting.evaluator import Evaluator, Post
 from mlops.alerting.retrains import Outcome, close_retrain
 from mlops.alerting.rules import Provisioning, load_provisioning, provisioning_environment
+from mlops.alerting.states import AlertState
 from mlops.database import connect
 from mlops.dataset.card import Card
 from mlops.dataset.timeline import add_months, month_start
@@ -47,11 +48,49 @@ class Wanted:
     cause: str
 
 
-class Watch:
-    """Evaluator and listener of one replay, on the Postgres that `settings` name.
+class Judge:
+    """The evaluator with a clock that is given: at the end of a month it looks as often as needed.
 
-    `thresholds` (title of a rule → number) replace those of the rule files. The tables are emptied
-    first: the server must be the replay's own.
+    `thresholds` (title of a rule → number) replace those of the rule files; `post` takes what it
+    tells, in the place of `requests.post`.
+    """
+
+    def __init__(self, settings: Settings, thresholds: Mapping[str, float], post: Post) -> None:
+        provisioning = _with_thresholds(
+            load_provisioning(provisioning_environment(settings)), thresholds
+        )
+        self.titles = {rule.title for rule in provisioning.rules}
+        self._looks = 1 + max(
+            -(-(rule.lasting + rule.group_wait + rule.interval) // rule.interval)
+            for rule in provisioning.rules
+        )
+        self._interval = max(rule.interval for rule in provisioning.rules)
+        self._evaluator = Evaluator(provisioning, settings, post=post)
+
+    def month_over(self, period: str) -> list[str]:
+        """Have the rules judge what is known at the end of `period`; return who fired anew.
+
+        Raises RuntimeError if a rule could not be judged, or its alert not be told.
+        """
+        before = {state.fingerprint for state in self._firing()}
+        first = month_start(add_months(period, 1))
+        now = datetime(first.year, first.month, first.day, tzinfo=timezone.utc)
+        for look in range(self._looks):
+            self._evaluator.tick(now + look * self._interval)
+        if self._evaluator.away:
+            away = ", ".join(sorted(self._evaluator.away))
+            raise RuntimeError(f"the alert rules were not judged, away: {away}")
+        fired = [state for state in self._firing() if state.fingerprint not in before]
+        return sorted({state.labels["alertname"] for state in fired})
+
+    def _firing(self) -> list[AlertState]:
+        return [state for state in self._evaluator.states if state.state == "firing"]
+
+
+class Watch:
+    """Evaluator and listener of one replay in memory, on the Postgres that `settings` name.
+
+    The tables are emptied first: the server must be the replay's own. `thresholds` are the judge's.
     """
 
     def __init__(
@@ -60,16 +99,8 @@ class Watch:
         self.card = card
         # Months pass in no time, and each is to have its retrain.
         self.settings = settings.model_copy(update={"retrain_cool_down_s": 0})
-        environment = provisioning_environment(self.settings)
-        provisioning = _with_thresholds(load_provisioning(environment), thresholds or {})
-        self.rules = {rule.title for rule in provisioning.rules}
-        self._ticks = 1 + max(
-            -(-(rule.lasting + rule.group_wait + rule.interval) // rule.interval)
-            for rule in provisioning.rules
-        )
-        self._interval = max(rule.interval for rule in provisioning.rules)
-        self._evaluator = Evaluator(provisioning, self.settings, post=self._catch)
         self._told: list[str] = []
+        self._judge = Judge(self.settings, thresholds or {}, self._catch)
         with connect(settings=self.settings) as connection:
             _empty(connection)
 
@@ -94,27 +125,14 @@ class Watch:
                     metrics.period,
                     () if drift is None else drift.by_column,
                 )
-        before = {state.fingerprint for state in self._firing()}
         self._told = []
-        now = _end_of(period)
-        for tick in range(self._ticks):
-            self._evaluator.tick(now + tick * self._interval)
-        if self._evaluator.away:
-            raise RuntimeError(
-                f"the alert rules were not judged: {', '.join(self._evaluator.away)}"
-            )
-        fired = [
-            state.labels["alertname"] for state in self._firing() if state.fingerprint not in before
-        ]
-        return sorted(set(fired)), self._decide()
+        fired = self._judge.month_over(period)
+        return fired, self._decide()
 
     def closed(self, retrain: Wanted, outcome: Outcome, reason: str) -> None:
         """Note what a retrain came to."""
         with connect(settings=self.settings) as connection:
             close_retrain(connection, retrain.id, outcome, reason)
-
-    def _firing(self) -> list[Any]:
-        return [state for state in self._evaluator.states if state.state == "firing"]
 
     def _decide(self) -> Wanted | None:
         started: list[Wanted] = []
@@ -127,7 +145,7 @@ class Watch:
                 # One transaction each, as they arrive: the oldest alert names the cause.
                 store_alerts(connection, parse_notification(body))
                 connection.commit()
-            decide_waiting(connection, self.card, trigger, self.rules, self.settings)
+            decide_waiting(connection, self.card, trigger, self._judge.titles, self.settings)
         return started[0] if started else None
 
     def _catch(self, url: str, **request: Any) -> requests.Response:
@@ -148,11 +166,6 @@ def _with_thresholds(provisioning: Provisioning, thresholds: Mapping[str, float]
         for rule in provisioning.rules
     ]
     return Provisioning(rules, provisioning.webhooks)
-
-
-def _end_of(period: str) -> datetime:
-    first = month_start(add_months(period, 1))
-    return datetime(first.year, first.month, first.day, tzinfo=timezone.utc) + timedelta(hours=1)
 
 
 def _empty(connection: Connection) -> None:
