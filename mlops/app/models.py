@@ -393,11 +393,11 @@ def show_page() -> None:
 def show_actions() -> None:
     """Show the buttons; apart from the rest, whose refreshing would close their dialogs."""
     settings = get_settings()
-    # What is wrong with the card, the page above says.
+    # What is wrong with the card, the page below says.
     with suppress(CardError):
         versions.show_actions(load_card(settings.card), settings)
 
 
 st.title("Models")
-show_page()
 show_actions()
+show_page()

@@ -27,13 +27,14 @@ LIMIT_S = 180
 ROLE = "grafana"
 TOLD = "what_an_action_came_to"
 
+TITLES = {"roc_auc": "ROC AUC", "brier": "Brier score, better to the right"}
 RULES = {
     "first": "the first one",
     "better": "better",
-    "equal and better calibrated": "equal, better calibrated",
+    "equal and better calibrated": "better calibrated",
     "not better": "not better",
-    "no better than a guess": "no better than a guess",
-    "held": "held: loses on a slice",
+    "no better than a guess": "as good as a guess",
+    "held": "loses on a slice",
     "hold": "held by a person",
     "no comparison": "no comparison",
     "not measured": "not measured",
@@ -48,7 +49,7 @@ def show_hold(history: History, settings: Settings) -> None:
     state = "" if hold.done_at else " It is under way, or was interrupted: roll back again."
     st.warning(
         f"**The loop promotes nothing** since {hold.held_at:%Y-%m-%d %H:%M} UTC: {hold.reason}."
-        f"{state} It trains and tests all the same. *Release* below, {way('release', settings)},"
+        f"{state} It trains and tests all the same. *Release…* above, {way('release', settings)},"
         " or a promotion by hand ends this.",
         icon=":material/pause_circle:",
     )
@@ -69,7 +70,10 @@ def show_lives(history: History) -> None:
         ],
         why=table["retrain_cause"].fillna(table["training_cause"]),
         gate=[RULES.get(rule, rule) for rule in table["gate_rule"].fillna("")],
-        until=table["production_until"],
+        came=[
+            ": ".join(str(each) for each in pair if pair[0] and not pd.isna(pair[0]) and each)
+            for pair in zip(table["began"], table["began_because"], strict=True)
+        ],
     )
     st.dataframe(
         table,
@@ -77,8 +81,7 @@ def show_lives(history: History) -> None:
         placeholder="-",
         column_order=[
             *("model_version", "candidate", "learnt", "fitted_rows", "why", "gate"),
-            *("roc_auc_difference", "began", "began_because", "production_from", "until"),
-            "retired_by",
+            *("roc_auc_difference", "came", "production_from", "production_until", "retired_by"),
         ],
         column_config={
             "model_version": st.column_config.TextColumn("Version", width="small"),
@@ -88,11 +91,10 @@ def show_lives(history: History) -> None:
             "why": "Trained because",
             "gate": "Gate",
             "roc_auc_difference": st.column_config.NumberColumn("AUC, to champion", format="%+.3f"),
-            "began": "Came by",
-            "began_because": "Said",
+            "came": "Came by",
             "production_from": st.column_config.DatetimeColumn("From (UTC)", format=MINUTES),
-            "until": st.column_config.DatetimeColumn("Until (UTC)", format=MINUTES),
-            "retired_by": "Retired by",
+            "production_until": st.column_config.DatetimeColumn("Until (UTC)", format=MINUTES),
+            "retired_by": st.column_config.TextColumn("Retired by", width="small"),
         },
         key="lives",
     )
@@ -118,10 +120,8 @@ def show_gate(history: History, colours: charts.Palette) -> None:
     )
     lines = [_line(row) for row in compared]
     row = st.container(horizontal=True, key="gate")
-    for measure, title, margin in (
-        ("roc_auc", "ROC AUC", latest["margin"]),
-        ("brier", "Brier score, better to the right", None),
-    ):
+    for measure, title in TITLES.items():
+        margin = latest["margin"] if measure == "roc_auc" else None
         with row.container():
             st.markdown(f"**{title}**")
             st.plotly_chart(
@@ -163,8 +163,9 @@ def _show_slices(decision: dict[str, Any], colours: charts.Palette) -> None:
         " (orange)."
     )
     row = st.container(horizontal=True, key="slices")
-    for measure in ("roc_auc", "brier"):
+    for measure, title in TITLES.items():
         with row.container():
+            st.markdown(f"**{title}, by slice**")
             st.plotly_chart(
                 charts.gate_forest(lines, measure, None, colours),
                 config=charts.CONFIG,

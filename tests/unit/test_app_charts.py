@@ -148,3 +148,19 @@ def test_the_stay_that_has_not_ended_lasts_until_now() -> None:
     assert (first.x, current.x) == ((3_600_000.0,), (7_200_000.0,))
     assert current.marker.color == charts.LIGHT.accent
     assert first.marker.color != charts.LIGHT.accent
+
+
+def test_the_forest_turns_a_lower_brier_to_the_right_and_colours_by_outcome() -> None:
+    found = {"difference": -0.02, "low": -0.03, "high": 0.01}
+    rows = [
+        {"label": "2 < 1", "passed": True, "lost": False, "words": "a", "brier": found},
+        {"label": "3", "passed": False, "lost": True, "words": "b", "brier": found},
+    ]
+    figure = charts.gate_forest(rows, "brier", None)
+    first, second = figure.data
+    assert list(first.x) == [0.02]
+    assert list(first.error_x.array) == pytest.approx([0.01])
+    assert list(first.error_x.arrayminus) == pytest.approx([0.03])
+    assert (first.marker.color, second.marker.color) == (charts.LIGHT.accent, charts.LIGHT.limit)
+    assert list(figure.layout.yaxis.ticktext) == ["2 &lt; 1", "3"]
+    assert first.y[0] > second.y[0], "the first stands on top"
