@@ -88,6 +88,28 @@ def test_the_queue_that_is_mended_is_the_one_that_mage_has() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses prctl")
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [("run_block", "block 12"), ("run_pipeline", "run 7"), ("something_else", "python")],
+)
+def test_a_worker_goes_by_what_it_works_for(target: str, name: str) -> None:
+    """`stuck` tells by it which processes work for a run; the arguments stay as they were."""
+    code = (
+        "import pathlib\n"
+        "from types import SimpleNamespace\n"
+        "from mlops.orchestration.server import name_workers\n"
+        f"def {target}(*args): print(args, pathlib.Path('/proc/self/comm').read_text().strip())\n"
+        "queue = SimpleNamespace(start_session_and_run=lambda run, *args, **kwargs: run(*args))\n"
+        "name_workers(queue)\n"
+        f"queue.start_session_and_run({target}, 7, 12, {{}})\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=server.ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert found.stdout.startswith(f"(7, 12, {{}}) {name}"), found.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="uses prctl")
 def test_a_forked_process_dies_with_the_one_that_forked_it() -> None:
     code = (
         "import multiprocessing, os, time\n"
