@@ -215,11 +215,7 @@ class _Live:
         if not found:
             return None
         row = found[0]
-        leaderboard = row["leaderboard"] or []
-        candidate = next(
-            (each["candidate"] for each in leaderboard if each["version"] == row["challenger"]),
-            None,
-        )
+        candidates = {each["version"]: each["candidate"] for each in row["leaderboard"] or []}
         return Retrain(
             cause=row["cause"],
             window_start=period_of(row["window_start"]) if row["window_start"] else "-",
