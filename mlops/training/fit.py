@@ -204,13 +204,13 @@ def fit_pipeline(
         mixed = np.random.default_rng(settings.seed).permutation(len(rows))
         newest_first = mixed[np.argsort(-weights[mixed], kind="stable")]
         kept = np.sort(newest_first[: candidate.max_rows])
-        rows, weights = rows.iloc[kept], weights[kept] / weights[kept].mean()
         logger.warning(
-            "%s is fitted on the latest %d of all rows (max_rows), %.1f %% positive",
+            "%s is fitted on the latest %d of %d rows (max_rows)",
             candidate.name,
+            len(kept),
             len(rows),
-            100 * rows[TARGET].mean(),
         )
+        rows, weights = rows.iloc[kept], weights[kept] / weights[kept].mean()
     pipeline = build_pipeline(card, candidate, settings.seed, settings.training_threads)
     # BLAS and OpenMP take all cores by default, and every candidate has a process of its own.
     with threadpool_limits(limits=settings.training_threads):

@@ -196,7 +196,7 @@ def test_too_many_differences_are_refused_before_anything_is_scored(
 def fitted_model(name: str, folder: Path) -> Model:
     """Return candidate `name` as deployment leaves it, fitted on made-up rows."""
     frame = make_rows(CARD, seed=1)
-    pipeline = fit_pipeline(CARD, CANDIDATES[name], frame, seed=0).pipeline
+    pipeline = fit_pipeline(CARD, CANDIDATES[name], frame, Settings(_env_file=None)).pipeline
     onnx = export_onnx(pipeline, CARD, frame, 1e-5)
     described = describe_model(
         CARD, "1", onnx, frame, run_id="r", candidate=name, training_id="t", threshold=0.5,

@@ -31,7 +31,8 @@ from mlops.training.fit import fit_pipeline, score_window
 from tests.fixtures.predict import exported, make_model, make_rows
 
 CARD = load_card("bank_marketing")
-CANDIDATES = load_candidates(Settings(_env_file=None).candidates)
+SETTINGS = Settings(_env_file=None)
+CANDIDATES = load_candidates(SETTINGS.candidates)
 
 
 @pytest.mark.parametrize("name", sorted(CANDIDATES))
@@ -40,7 +41,7 @@ def test_every_candidate_scores_alike_in_onnx(name: str) -> None:
     fitting, unseen = make_rows(CARD, seed=1), make_rows(CARD, rows=400, seed=2)
     unseen.loc[::5, CARD.categories[0]] = "never seen"
     unseen.loc[::7, CARD.numbers[0]] = 1e6
-    pipeline = fit_pipeline(CARD, CANDIDATES[name], fitting, seed=0).pipeline
+    pipeline = fit_pipeline(CARD, CANDIDATES[name], fitting, SETTINGS).pipeline
     onnx = export_onnx(pipeline, CARD, unseen, tolerance=1e-5)
     assert 0 <= onnx.max_difference <= 1e-5
     assert list(onnx.inputs) == CARD.feature_names
@@ -54,7 +55,7 @@ def test_a_column_that_was_empty_all_through_is_an_input_all_the_same() -> None:
     fitting = make_rows(CARD, seed=1)
     fitting[CARD.numbers[-1]] = np.float32("nan")
     fitting[CARD.categories[-1]] = ""
-    pipeline = fit_pipeline(CARD, CANDIDATES["LogisticRegression"], fitting, seed=0).pipeline
+    pipeline = fit_pipeline(CARD, CANDIDATES["LogisticRegression"], fitting, SETTINGS).pipeline
     onnx = export_onnx(pipeline, CARD, make_rows(CARD, seed=2), tolerance=1e-5)
     assert list(onnx.inputs) == CARD.feature_names
 
@@ -113,7 +114,7 @@ def test_labels_other_than_0_and_1_are_refused() -> None:
 def candidate(name: str) -> tuple[Pipeline, OnnxModel]:
     """A candidate fitted on numbers with all their digits, and its export."""
     fitting, unseen = digits(make_rows(CARD, seed=1)), digits(make_rows(CARD, rows=300, seed=2))
-    pipeline = fit_pipeline(CARD, CANDIDATES[name], fitting, seed=0).pipeline
+    pipeline = fit_pipeline(CARD, CANDIDATES[name], fitting, SETTINGS).pipeline
     return pipeline, export_onnx(pipeline, CARD, unseen, tolerance=1e-5)
 
 
@@ -191,9 +192,15 @@ def test_a_threshold_that_is_off_by_the_last_digit_is_refused() -> None:
     pipeline, exact = candidate("RandomForest")
     graph = onnx_format.load_from_string(exact.content)
     trees = next(node for node in graph.graph.node if node.op_type.startswith("TreeEnsemble"))
-    values = next(each for each in trees.attribute if each.name == "nodes_values").floats
-    inner = next(place for place, value in enumerate(values) if 5 < value < 85)
-    values[inner] = float(np.nextafter(np.float32(values[inner]), np.float32(np.inf)))
+    named = {each.name: each for each in trees.attribute}
+    values = named["nodes_values"].floats
+    # A root, which every row comes to.
+    root = next(
+        place
+        for place, (node, value) in enumerate(zip(named["nodes_nodeids"].ints, values, strict=True))
+        if node == 0 and 5 < value < 85
+    )
+    values[root] = float(np.nextafter(np.float32(values[root]), np.float32(np.inf)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlops.serving.export._convert", lambda *_: graph.SerializeToString())
         with pytest.raises(ParityError, match=r"hostile row \(thresholds \d+\)"):
