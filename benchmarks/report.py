@@ -20,7 +20,7 @@ matplotlib.use("Agg")  # a file, no window
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from mlops.replay.report import FIGURES, NAMES, cell, version_changes
+from mlops.replay.words import FIGURES, NAMES, cell, version_changes
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -61,6 +61,7 @@ page = st.navigation(
         ),
         st.Page("reports.py", title="Reports", icon=":material/summarize:", url_path="reports"),
         st.Page("columns.py", title="Columns", icon=":material/view_column:", url_path="columns"),
+        st.Page("replay.py", title="Replay", icon=":material/replay:", url_path="replay"),
     ]
 )
 

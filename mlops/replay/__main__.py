@@ -28,8 +28,9 @@ from mlops.replay.fast import START, Asked, own_ground, play_fast
 from mlops.replay.figures import POLICIES, Month, Policy
 from mlops.replay.ground import OverrideError
 from mlops.replay.live import LiveReplayError, changes_for_live, play_beside
-from mlops.replay.report import FIGURES, cell, write_report
+from mlops.replay.report import write_report
 from mlops.replay.watch import UnknownRuleError
+from mlops.replay.words import FIGURES, cell
 from mlops.serving.traffic import TrafficError
 from mlops.settings import get_settings
 from mlops.training.candidates import CandidatesError

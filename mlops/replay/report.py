@@ -14,28 +14,7 @@ from typing import Any
 from mlops.dataset.card import Card
 from mlops.replay.figures import Replayed
 from mlops.replay.svg import Line, Mark, legend, line_chart
-
-JSON, PAGE = "replay.json", "replay.html"
-
-NAMES = {
-    "static": "never retrained",
-    "monthly": "retrained every month",
-    "alert": "retrained on alert",
-}
-"""What each policy is called where people read it."""
-
-FIGURES = (
-    ("ROC AUC, pooled", "ROC AUC", "roc_auc", "{:.4f}"),
-    ("Average precision", "avg prec", "average_precision", "{:.4f}"),
-    ("Brier", "Brier", "brier", "{:.4f}"),
-    ("ROC AUC, mean of months", "monthly AUC", "mean_monthly_auc", "{:.4f}"),
-    ("Lift, top 10 %", "lift 10 %", "lift_at_10", "{:.2f}"),
-    ("Profit per 1,000", "profit", "profit", "{:,.0f}"),
-    ("Retrains", "retrains", "retrains", "{}"),
-    ("Versions", "versions", "versions", "{}"),
-    ("Seconds", "seconds", "seconds", "{:.0f}"),
-)
-"""Heading, short heading, key and form of each figure of a policy, in the order they are shown."""
+from mlops.replay.words import FIGURES, JSON, NAMES, PAGE, cell, circumstances, version_changes
 
 _OURS = ' class="ours"'
 _STYLE = """
@@ -111,40 +90,6 @@ def page(result: Mapping[str, Any]) -> str:
             "</body></html>\n",
         ]
     )
-
-
-def circumstances(result: Mapping[str, Any]) -> list[str]:
-    """Return in sentences what was played and how, for whoever reads the figures."""
-    delay = result["label_delay"]
-    known = "at the end of its month" if delay == 0 else f"{delay} month(s) after its month"
-    rows = next(iter(result["policies"].values()))["rows"]
-    lines = [
-        f"{rows:,} customers, scored month by month by the version that was in production then. "
-        f"A label is known {known}; nothing later is ever looked at. The first version is learnt "
-        "from all months before and compared with none."
-    ]
-    if result["source"] == "generated":
-        lines.append("The data is GENERATED: no figure here is of real customers.")
-    if result["mode"] == "fast":
-        lines.append("Played in memory, with the loop's own code (--fast).")
-    else:
-        lines.append(
-            "Played live: traffic through the API, alerts, retrains in Mage; the other policies "
-            "beside it in memory."
-        )
-    if result["changed"]:
-        changed = ", ".join(f"{name} = {value}" for name, value in result["changed"].items())
-        lines.append(f"Other than usual: {changed}.")
-    return lines
-
-
-def version_changes(months: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """Return the places of the months that a new version answers, and these versions."""
-    return [
-        (place, str(month["version"]))
-        for place, month in enumerate(months)
-        if place and month["version"] != months[place - 1]["version"]
-    ]
 
 
 def _figures(policies: Mapping[str, Any], unit: str | None) -> str:
@@ -287,8 +232,3 @@ def _retrains(name: str, found: Mapping[str, Any]) -> str:
         + "</tr>".join(rows)
         + "</tr></table></div>"
     )
-
-
-def cell(value: float | None, form: str) -> str:
-    """Return a figure as it is shown: a dash where there is none."""
-    return "-" if value is None else form.format(value)

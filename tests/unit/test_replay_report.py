@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mlops.replay.report import page, version_changes, write_report
+from mlops.replay.report import page, write_report
 from mlops.replay.svg import Line, Mark, line_chart
+from mlops.replay.words import version_changes
 
 
 def month(period: str, version: str, **values: Any) -> dict[str, Any]:
