@@ -7,7 +7,8 @@ API or the registry does not take leaves production as it was. Never trains.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,6 @@ from mlops.registry.models import (
 from mlops.registry.stays import former_stays
 from mlops.serving.deployment import (
     ANSWER_LIMIT_S,
-    DeploymentError,
     lock_name,
     register_production,
     render_version,
@@ -93,8 +93,40 @@ def roll_back(
     the registry does not get there: the hold is taken back then, and production is as it was.
     """
     settings = settings or get_settings()
+    with _alone(connection, card):
+        return _roll_back(
+            connection, card, settings, progress, cause, expected, request, answer_limit
+        )
+
+
+@contextmanager
+def _alone(connection: Connection, card: Card) -> Iterator[None]:
+    """Keep deployments out over several transactions: the lock is that of the session."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (lock_name(card),))
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.rollback()  # what counts is committed; a failed transaction takes no more
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (lock_name(card),)
+                )
+            connection.commit()
+
+
+def _roll_back(
+    connection: Connection,
+    card: Card,
+    settings: Settings,
+    progress: Callable[[str], object],
+    cause: str,
+    expected: str | None,
+    request: str | None,
+    answer_limit: float,
+) -> Change:
     started = time.monotonic()
-    lock(connection, lock_name(card))
     champion = heal_history(connection, card, settings)
     former_hold = active_hold(connection, card)
     if former_hold is not None and former_hold.done_at is None:
@@ -131,10 +163,6 @@ def roll_back(
     connection.commit()
     progress(f"hold: nothing is promoted from now on; rolling back from {champion} to {target}")
     try:
-        lock(connection, lock_name(card))  # the commit had let it go
-        now = active_hold(connection, card)
-        if now != hold or heal_history(connection, card, settings) != champion:
-            raise DeploymentError("production was changed by somebody else meanwhile: look again")
         _return_to(stays[-1], champion, card, connection, settings, progress, answer_limit,
                    cause=reason, began="rollback")  # fmt: skip
         finish_hold(connection, hold)

@@ -29,6 +29,7 @@ from mlops.serving.client import PredictClient
 from mlops.serving.deployment import DeploymentError, deploy
 from mlops.serving.export import ExportError, ParityError, export_onnx
 from mlops.serving.payload import current_version
+from mlops.serving.rollback import promote_by_hand
 from mlops.serving.testing import score_production, score_unseen
 from mlops.serving.traffic import (
     TrafficError,
@@ -83,6 +84,7 @@ def stack(
             "candidates": folder / "two.yaml",
             "payloads_dir": folder / "payloads",
             "state_dir": folder / "state",
+            "quality_out_of_range_share": 1.0,  # the rows are made up
         }
     )
     card = load_card(settings.card)
@@ -90,10 +92,12 @@ def stack(
     frames = [make_rows(card, ROWS, seed).assign(period=m) for seed, m in enumerate(months)]
     raw = RawData(pd.concat(frames, ignore_index=True), "0" * 64, "generated", "test", 1)
     with connect(settings=settings) as connection, connection.cursor() as cursor:
-        cursor.execute("TRUNCATE serving.predictions, ops.test_results")
+        cursor.execute("TRUNCATE serving.predictions, ops.test_results CASCADE")
         store(connection, card, raw)
-    train("first", card, settings)
-    train("second", card, settings.model_copy(update={"candidates": folder / "one.yaml"}))
+    train("first", "2009-01", card, settings)
+    # Later by a month, which the first one's champion does not know: the gate compares on it.
+    one = settings.model_copy(update={"candidates": folder / "one.yaml"})
+    train("second", "2009-02", card, one)
     server = PredictServer(settings)
     try:
         yield Stack(settings, card, server, f"{CARD_NAME}-first", f"{CARD_NAME}-second")
@@ -101,10 +105,10 @@ def stack(
         server.stop()
 
 
-def train(name: str, card: Card, settings: Settings) -> None:
+def train(name: str, end: str, card: Card, settings: Settings) -> None:
     training_id = f"{CARD_NAME}-{name}"
     with connect(settings=settings) as connection:
-        start_training(connection, card, "test", "2008-11", "2009-02", training_id)
+        start_training(connection, card, "test", "2008-11", end, training_id, settings)
     for candidate in yaml.safe_load(Path(settings.candidates).read_text()):
         with connect(settings=settings) as connection:
             fit_candidate(candidate, training_id, connection, settings)
@@ -180,17 +184,17 @@ def test_first_deployment_brings_the_best_to_production(stack: Stack) -> None:
     with PredictClient(stack.server.url) as client:
         model = client.model()
     assert model["candidate"] == "Good"
-    assert model["training"]["rows"] == 2 * ROWS
+    assert model["training"]["rows"] == 3 * ROWS
     assert (model["training"]["window_start"], model["training"]["window_end"]) == (
         "2008-11",
-        "2009-02",
+        "2009-01",
     )
     assert model["threshold"] == model["metrics"]["validation_threshold"]
     # The card has costs: the threshold is the one of most profit, and says what to expect.
     assert stack.card.costs is not None
     assert model["costs"] == dict(stack.card.costs)
     profit = model["profit"]
-    assert profit["rows"] == 2 * ROWS
+    assert profit["rows"] == ROWS  # validation is the newest month
     assert profit["chosen"]["threshold"] == model["threshold"]
     assert profit["chosen"]["profit"] == pytest.approx(model["metrics"]["validation_profit"])
     assert profit["chosen"]["profit"] > max(0, profit["all"])
@@ -292,7 +296,7 @@ def test_simulations_are_forgotten_and_nothing_else(stack: Stack) -> None:
 def test_challenger_that_is_no_better_leaves_the_champion(stack: Stack) -> None:
     champion = stack.answering()
     with database(stack) as connection:
-        kept = deploy(stack.second, connection, "test", print, settings=stack.settings)
+        kept = deploy(stack.second, connection, "test", print, settings=strict(stack))
     assert (kept.outcome, kept.production, kept.champion) == ("kept_champion", champion, champion)
     assert kept.version != champion
     assert kept.max_difference is None
@@ -301,7 +305,12 @@ def test_challenger_that_is_no_better_leaves_the_champion(stack: Stack) -> None:
 
 def generous(stack: Stack) -> Settings:
     """A gate that lets anybody through."""
-    return stack.settings.model_copy(update={"gate_margin": -1.0})
+    return stack.settings.model_copy(update={"gate_margin": -1.0, "gate_slice_margin": 1.0})
+
+
+def strict(stack: Stack) -> Settings:
+    """A gate that lets nobody through."""
+    return stack.settings.model_copy(update={"gate_margin": 1.0, "gate_equal": -1.0})
 
 
 def test_model_that_the_api_cannot_load_is_taken_back(
@@ -438,9 +447,8 @@ def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
         cursor.execute(
             "UPDATE ops.deployments SET retired_at = NULL WHERE model_version = %s", (former,)
         )
-    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
     with database(stack) as connection:
-        kept = deploy(stack.first, connection, "test", print, settings=strict)
+        kept = deploy(stack.first, connection, "test", print, settings=strict(stack))
     assert (kept.outcome, kept.champion, kept.production) == ("kept_champion", champion, champion)
     assert history(stack, retired=True) == retired
     with database(stack) as connection:
@@ -453,7 +461,7 @@ def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
     )
     assert "interrupted" in row["cause"]
     with database(stack) as connection:  # the run that died goes on: its numbers come again
-        again = deploy(stack.second, connection, "again", print, settings=strict)
+        again = deploy(stack.second, connection, "again", print, settings=strict(stack))
     assert (again.outcome, again.version, again.champion) == ("promoted", champion, former)
     assert again.gate["champion_roc_auc"] is not None
 
@@ -495,12 +503,16 @@ def test_version_that_the_test_refuses_gives_way_to_the_former_champion(
 
 def test_api_that_is_down_leaves_everything_as_it_was(stack: Stack) -> None:
     champion = stack.answering()
+    former, _ = history(stack, retired=True)[0]
     stack.server.stop()
     with (
         pytest.raises(DeploymentError, match="0 of 2 workers answer"),
         database(stack) as connection,
     ):
-        deploy(stack.first, connection, "test", print, answer_limit=1.0, settings=generous(stack))
+        # By hand: the champion knows every row on which the gate could compare the older one.
+        promote_by_hand(
+            former, connection, stack.card, "test", answer_limit=1.0, settings=stack.settings
+        )
     assert current_version(stack.settings.payloads_dir) == champion
     assert production_version(stack.card, stack.settings) == champion
 
@@ -509,9 +521,8 @@ def test_champion_whose_payload_is_gone_is_served_again(stack: Stack) -> None:
     champion = production_version(stack.card, stack.settings)
     (stack.settings.payloads_dir / "current").unlink()
     starter = start_when_deployed(stack.server)
-    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
     with database(stack) as connection:
-        done = deploy(stack.first, connection, "test", print, settings=strict)
+        done = deploy(stack.first, connection, "test", print, settings=strict(stack))
     starter.join()
     assert (done.outcome, done.production) == ("kept_champion", champion)
     assert stack.answering() == champion
@@ -520,9 +531,8 @@ def test_champion_whose_payload_is_gone_is_served_again(stack: Stack) -> None:
 def test_champion_whose_payload_folder_is_gone_is_served_again(stack: Stack) -> None:
     champion = stack.answering()
     shutil.rmtree(stack.settings.payloads_dir / champion)
-    strict = stack.settings.model_copy(update={"gate_margin": 1.0})
     with database(stack) as connection:
-        done = deploy(stack.first, connection, "test", print, settings=strict)
+        done = deploy(stack.first, connection, "test", print, settings=strict(stack))
     assert (done.outcome, done.production) == ("kept_champion", champion)
     assert current_version(stack.settings.payloads_dir) == champion == stack.answering()
 
