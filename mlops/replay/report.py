@@ -33,7 +33,9 @@ th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--rule); text-align
   vertical-align: top; white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child, .text { text-align: left; } td.text.long { white-space: normal;
-  min-width: 22rem; } tr.ours td { font-weight: 650; }
+  min-width: 20rem; } .ours { font-weight: 650; color: var(--ink); }
+table.figures { width: auto; min-width: 50%; }
+td.text.cause { white-space: normal; min-width: 9rem; }
 .chart svg { display: block; width: 100%; height: auto; min-width: 40rem; }
 svg path { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 svg text { fill: var(--soft); font-size: 12px; }
@@ -93,20 +95,23 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _figures(policies: Mapping[str, Any], unit: str | None) -> str:
-    shown = [each for each in FIGURES if each[2] != "profit" or unit is not None]
     heads = "".join(
-        f"<th>{escape(head + (f', {unit}' if key == 'profit' else ''))}</th>"
-        for head, _, key, _ in shown
+        f"<th{_OURS if name == 'alert' else ''}>{escape(NAMES[name])}</th>" for name in policies
     )
-    rows = "".join(
-        f"<tr{_OURS if name == 'alert' else ''}><td>{escape(NAMES[name])}</td>"
-        + "".join(f"<td>{cell(found[key], form)}</td>" for _, _, key, form in shown)
-        + "</tr>"
-        for name, found in policies.items()
-    )
+    rows = []
+    for head, _, key, form in FIGURES:
+        if key == "profit":
+            if unit is None:
+                continue
+            head = f"{head}, {unit}"
+        cells = "".join(
+            f"<td{_OURS if name == 'alert' else ''}>{cell(found[key], form)}</td>"
+            for name, found in policies.items()
+        )
+        rows.append(f"<tr><td>{escape(head)}</td>{cells}</tr>")
     return (
-        '<h2>What retraining is worth</h2><div class="wide"><table>'
-        f"<tr><th></th>{heads}</tr>{rows}</table></div>"
+        '<h2>What retraining is worth</h2><div class="wide"><table class="figures">'
+        f"<tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 
 
@@ -214,7 +219,7 @@ def _retrains(name: str, found: Mapping[str, Any]) -> str:
             outcome += f" as {retrain['version']}"
         cells = (
             ("", month["period"]),
-            ("text", retrain["cause"]),
+            ("text cause", retrain["cause"]),
             ("text", f"{retrain['window_start']} to {retrain['window_end']}"),
             ("text", retrain["candidate"] or "-"),
             ("text", outcome),
