@@ -9,7 +9,7 @@ distribution functions behaves as that of one sample of nm/(n + m) rows against 
 itself (the two-sample form of Donsker's theorem; van der Vaart 1998, section 19.2). So resamples of
 the reference with that many rows, measured against the whole reference, show what chance does to
 both sides. To draw n rows would take the reference for the truth: where it is as small as the
-month, one month in six would then pass the 99 % quantile, not one in a hundred.
+month, one month in eight would then pass the 99 % quantile, not one in fifty.
 
 Every function takes a seed or draws nothing: the same rows give the same numbers.
 """
@@ -149,39 +149,45 @@ def estimate_performance(
     """Return ROC AUC and calibration gap of labelled rows, with intervals of that `confidence`.
 
     Targets are 0 and 1, scores probabilities; at least one row, of the reference perhaps none.
-    The gap is a mean, with the normal interval of one; ROC AUC has that of a percentile bootstrap
-    over rows (Efron 1979). The loss is that against the reference, both sides resampled, since the
+    All are normal intervals: of the gap, which is a mean, by its standard error, of ROC AUC by that
+    of a bootstrap over rows (Efron 1979), since quantiles of 1,000 resamples say little about one
+    in a thousand. The loss is that against the reference, both sides resampled, since the
     reference's own ROC AUC is known no better than its rows allow.
     """
     month, reference = _Labelled(target, score), _Labelled(reference_target, reference_score)
     random = np.random.default_rng(seed)
     areas = month.resample(random)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    performance = Performance(month.gap, _interval_of_mean(target, score, confidence))
+    deviations = float(norm.ppf((1 + confidence) / 2))
+    performance = Performance(month.gap, _interval_of_mean(target, score, deviations))
     # A resample may hold one class only, where there are few of the other: it says nothing.
     known = areas[~np.isnan(areas)]
     if month.area is None or not len(known):
         return performance
     performance = performance._replace(
-        roc_auc=month.area, roc_auc_interval=Interval(*np.quantile(known, tails).tolist())
+        roc_auc=month.area,
+        roc_auc_interval=Interval(
+            max(month.area - deviations * float(known.std()), 0.0),
+            min(month.area + deviations * float(known.std()), 1.0),
+        ),
     )
     if reference.area is None:
         return performance
     losses = reference.resample(random) - areas
     losses = losses[~np.isnan(losses)]
+    loss = reference.area - month.area
     return performance._replace(
         reference_roc_auc=reference.area,
-        roc_auc_loss=reference.area - month.area,
-        roc_auc_loss_low=float(np.quantile(losses, tails[0])) if len(losses) else None,
+        roc_auc_loss=loss,
+        roc_auc_loss_low=loss - deviations * float(losses.std()) if len(losses) else None,
     )
 
 
-def _interval_of_mean(target: ArrayLike, score: ArrayLike, confidence: float) -> Interval:
+def _interval_of_mean(target: ArrayLike, score: ArrayLike, deviations: float) -> Interval:
     """Return between what the mean of score less target lies; -1 to 1 for a single row."""
     misses = np.asarray(score, dtype=np.float64) - np.asarray(target, dtype=np.float64)
     if len(misses) < 2:
         return Interval(-1.0, 1.0)
-    reach = norm.ppf((1 + confidence) / 2) * misses.std(ddof=1) / np.sqrt(len(misses))
+    reach = deviations * misses.std(ddof=1) / np.sqrt(len(misses))
     return Interval(float(misses.mean() - reach), float(misses.mean() + reach))
 
 

@@ -5,9 +5,10 @@
 All rows are pooled and dealt at random to the months, whose sizes stay. Time then says nothing, so
 whatever alarms is a false alarm. A champion is learnt from the months before its first, as a
 training does it; a new one follows every half year, so that small months meet the small references
-that retraining leaves behind. Months are measured by `measure_month` and judged by
-the rule files' own SQL on a Postgres of its own, in a transaction that is undone. No alert is told,
-and nothing is retrained because of one.
+that retraining leaves behind. Each month is judged twice, as in life: when it is over, and when its
+labels have come. Months are measured by `measure_month` and judged by the rule files' own SQL on a
+Postgres of its own, in a transaction that is undone. No alert is told, and nothing is retrained
+because of one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from mlops.alerting.alerts import RETRAINING_RULES
 from mlops.alerting.evaluator import to_samples
 from mlops.alerting.rules import Rule, load_provisioning, provisioning_environment
 from mlops.database import connect
-from mlops.dataset.card import PERIOD, Card, load_card
+from mlops.dataset.card import PERIOD, TARGET, Card, load_card
 from mlops.dataset.sources import read_source
 from mlops.monitoring.drift import SCORE
 from mlops.monitoring.monitor import measure_month, store_columns, store_metrics
@@ -193,30 +194,32 @@ def _judge(
     record_deployment(connection, card, version, cause="false alarms")
     earlier: list[pd.DataFrame] = []
     known: set[tuple[str, str]] = set()
-    for period, rows in months.items():
-        metrics, drift = measure_month(
-            champion.reference,
-            rows,
-            card,
-            version,
-            period,
-            champion.metrics["validation_threshold"],
-            settings,
-            with_report=False,
-            earlier=earlier,
-        )
-        earlier.append(rows)
-        store_metrics(connection, metrics)
-        store_columns(connection, version, period, drift.by_column if drift else ())
-        breached = {
-            (rule.title, sample.labels["period"])
-            for rule in rules
-            for sample in _ask(rule, connection)
-            if rule.breached_by(sample.value)
-        }
-        alarms = tuple(sorted(title for title, _ in breached - known))
-        known |= breached
-        yield period, len(rows), len(champion.reference), alarms
+    for period, labelled in months.items():
+        alarms: set[tuple[str, str]] = set()
+        for rows in (labelled.assign(**{TARGET: np.nan}), labelled):
+            metrics, drift = measure_month(
+                champion.reference,
+                rows,
+                card,
+                version,
+                period,
+                champion.metrics["validation_threshold"],
+                settings,
+                with_report=False,
+                earlier=earlier,
+            )
+            store_metrics(connection, metrics)
+            store_columns(connection, version, period, drift.by_column if drift else ())
+            alarms |= {
+                (rule.title, sample.labels["period"])
+                for rule in rules
+                for sample in _ask(rule, connection)
+                if rule.breached_by(sample.value)
+            }
+        earlier.append(labelled)
+        told = tuple(sorted(title for title, _ in alarms - known))
+        known |= alarms
+        yield period, len(labelled), len(champion.reference), told
 
 
 def _ask(rule: Rule, connection: Connection) -> Any:

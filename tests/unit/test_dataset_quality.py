@@ -194,7 +194,7 @@ def test_a_number_that_knows_the_answer_is_refused_by_name(direction):
     frame["spend"] = (50 + direction * frame["target"] + frame["visits"] / 100).astype(np.float32)
     finding = only(checked(frame))
     assert (finding.check, finding.severity, finding.column) == ("leakage", "refuse", "spend")
-    assert finding.numbers["roc_auc"] > 0.99
+    assert (finding.numbers["roc_auc"] > 0.99, finding.numbers["by"]) == (True, "its size")
     assert "name it in the card's `left_out`" in finding.message
 
 

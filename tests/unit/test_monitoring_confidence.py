@@ -180,6 +180,7 @@ def test_a_single_positive_is_no_accident() -> None:
     found = estimate_performance(target, scores, target, scores, CONFIDENCE, 42)
     assert found.roc_auc == 1
     assert found.roc_auc_interval == (1, 1)
+    assert found.roc_auc_loss_low == 0
 
 
 def test_a_large_month_is_measured_in_well_under_a_second() -> None:

@@ -6,7 +6,6 @@ import numpy as np
 
 from mlops.training.trainings import leaderboard_text, rank
 
-
 SAME = np.array([0.1, 0.2, 0.3, 0.2])
 
 

@@ -1,4 +1,4 @@
-"""Rank the candidates by ROC AUC out of time and register each; fails only if all have failed."""
+"""Rank the candidates by Brier on the newest months and register each; fails only if all have."""
 
 from mlops.database import connect
 from mlops.training.trainings import finish_training, leaderboard_text
