@@ -80,7 +80,8 @@ def put_in_shadow(
             _end(connection, card, f"replaced by version {version}")
             cursor.execute(
                 "INSERT INTO ops.shadows (card, model_version, started_at, started_by, reason,"
-                " candidate, threshold, since) VALUES (%s, %s, clock_timestamp(), %s, %s, %s, %s, %s)",
+                " candidate, threshold, since)"
+                " VALUES (%s, %s, clock_timestamp(), %s, %s, %s, %s, %s)",
                 (card.name, version, by, reason, candidate, threshold, first),
             )
     written = current_shadow(connection, card)
