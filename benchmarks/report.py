@@ -388,9 +388,12 @@ def _draw_replay(figures: dict[str, Any], path: Path) -> None:
             color=OURS,
         )
     above.axhline(0.5, color=GOAL, linestyle="--", linewidth=1)
-    above.annotate("a guess", (len(periods) - 0.6, 0.5), va="bottom", ha="right", color=GOAL)
+    above.annotate("a guess", (0.0, 0.5), va="bottom", ha="left", color=GOAL)
     above.set_title("ROC AUC by month", loc="left", fontsize=12, color=INK, pad=18)
-    above.legend(frameon=False, loc="lower right", fontsize=10)
+    # Below the picture's lines, which fill all of it.
+    above.legend(
+        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.04), fontsize=10, ncols=3
+    )
     below.set_title(
         "Drift of the scores by month, in standard deviations", loc="left", fontsize=12, color=INK
     )
