@@ -370,7 +370,7 @@ def _draw_replay(figures: dict[str, Any], path: Path) -> None:
                 linewidth=2.6 if name == "alert" else 1.8,
                 marker="o",
                 markersize=4,
-                label=f"{NAMES[name]}: {policies[name]['roc_auc']:.3f} over all months, "
+                label=f"{NAMES[name]}: {policies[name]['roc_auc']:.3f} pooled, "
                 f"Brier {policies[name]['brier']:.3f}",
             )
         axis.spines[["top", "right"]].set_visible(False)
@@ -392,7 +392,7 @@ def _draw_replay(figures: dict[str, Any], path: Path) -> None:
     above.set_title("ROC AUC by month", loc="left", fontsize=12, color=INK, pad=18)
     # Below the picture's lines, which fill all of it.
     above.legend(
-        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.04), fontsize=10, ncols=3
+        frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.04), fontsize=9, ncols=3
     )
     below.set_title(
         "Drift of the scores by month, in standard deviations", loc="left", fontsize=12, color=INK
