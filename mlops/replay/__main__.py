@@ -1,7 +1,7 @@
 """Replay from the command line: policies played month by month, a table, and the report.
 
     python -m mlops.replay --fast
-    python -m mlops.replay --fast --policy alert --set retrain_window_months=12
+    python -m mlops.replay --fast --policy alert --set retrain_window_months=6
 
 It starts what a replay needs, in folders and on ports of its own, and stops it whatever happens.
 """

@@ -51,6 +51,8 @@ def replay(
 
 def plan(world: World, learner: Learner, settings: Settings) -> None:
     """Have the learner begin with every window that retraining each month will ask for."""
+    first, last = world.history()  # every policy waits for this one
+    learner.ahead(world.labelled(first, last, world.history_end))
     for period in world.periods[:-1]:
         start, end = world.window(period, settings.retrain_window_months)
         learner.ahead(world.labelled(start, end, period))
