@@ -74,11 +74,15 @@ def own_card(card: Card, folder: Path, changes: Mapping[str, Any]) -> Path:
     content = yaml.safe_load(card.path.read_text(encoding="utf-8"))
     for name, value in changes.items():
         *steps, last = name.split(".")
-        part = content
+        part: Any = content
         for step in steps:
-            if not isinstance(part.get(step), dict):
+            # A list of the card holds parts with names: `features.day.learn`.
+            named = {each["name"]: each for each in part} if isinstance(part, list) else part
+            part = named.get(step)
+            if not isinstance(part, dict | list):
                 raise OverrideError(f"the card {card.name} has no part {step!r} ({_CARD}{name})")
-            part = part[step]
+        if not isinstance(part, dict):
+            raise OverrideError(f"{_CARD}{name}: name one of its entries, then what to change")
         part[last] = value
     path = folder / card.path.name
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
