@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     validation_min_rows: int = Field(
         200, ge=1, description="If a training's newest months have fewer, the one before joins."
     )
+    validation_folds: int = Field(
+        3, ge=1, description="In which the newest months are scored; 1: by the earlier rows alone."
+    )
     training_threads: int = Field(
         1, ge=1, description="Of one candidate; the candidates run beside one another."
     )
@@ -189,7 +192,7 @@ class Settings(BaseSettings):
     gate_slice_share: float = Field(
         0.1, gt=0, le=1, description="Share of the gate's rows from which a slice can hold."
     )
-    gate_slice_rows: int = Field(200, ge=1, description="Rows from which a slice can hold.")
+    gate_slice_rows: int = Field(100, ge=1, description="Rows from which a slice can hold.")
     gate_slice_margin: float = Field(
         0.05, ge=0, description="ROC AUC or Brier by which a challenger may be worse on a slice."
     )

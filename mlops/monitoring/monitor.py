@@ -182,7 +182,8 @@ def measure_confidence(
     counted = _labelled(current)
     if counted.empty:
         return {}
-    for month in reversed(earlier):
+    # A large month of which few labels are in is not judged by the months before it: it waits.
+    for month in reversed(earlier) if len(current) < settings.drift_min_rows else ():
         if len(counted) >= settings.drift_min_rows:
             break
         counted = pd.concat([_labelled(month), counted], ignore_index=True)

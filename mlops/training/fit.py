@@ -1,10 +1,10 @@
 """Fit one candidate on one training's window, and keep what came of it as one MLflow run.
 
 The window's newest months are scored out of fold: each third of them by a pipeline that was fitted
-on all other rows of the window. These scores rank the candidates, choose the threshold, go through
-the gate and are what drift is measured against. What is served is fitted on all rows, the newest
-included, for in a world that moves they are worth most (docs/retraining.md has the figures). Rows
-count the less the older they are (`recency_weights`).
+on all other rows of the window, the other thirds included. These scores rank the candidates, choose
+the threshold, go through the gate and are what drift is measured against. What is served is fitted
+on all rows, the newest included, for in a world that moves they are worth most (docs/retraining.md
+has the figures). Rows count the less the older they are (`recency_weights`).
 
 The pipeline is built so that ONNX gives its scores exactly: numbers are float32 from the frame to
 the classifier, missing numbers become the column's median, categories are one-hot (a missing one,
@@ -48,7 +48,6 @@ from mlops.training.records import Training, lock, read_training
 logger = logging.getLogger(__name__)
 
 CALIBRATION_FOLDS = 3
-VALIDATION_FOLDS = 3
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,9 @@ def learn(
     cut, and whatever the classifier raises.
     """
     begin = time.perf_counter()
+    # Live traffic has no order, and boosting and folds draw rows by their places: the same rows
+    # are to give the same model.
+    frame = frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
     window = split_window(frame, card.time.validation_months, settings.validation_min_rows)
     scores = score_out_of_fold(card, candidate, window, settings)
     fitted = fit_pipeline(card, candidate, frame, settings)
@@ -166,10 +168,13 @@ def score_out_of_fold(
 ) -> NDArray[np.float64]:
     """Return a score (0..1) for each row of validation, given by a pipeline that never saw it.
 
-    Validation is dealt into three folds with the same share of positives; each is scored by the
-    candidate fitted on the earlier rows and the other two. Raises DataError if validation has
-    fewer than two rows of an answer.
+    Validation is dealt into `validation_folds` with the same share of positives; each is scored by
+    the candidate fitted on the earlier rows and the other folds. With one fold it is fitted on the
+    earlier rows only. Raises DataError if validation has fewer than two rows of an answer.
     """
+    if settings.validation_folds == 1:
+        fitted = fit_pipeline(card, candidate, window.earlier, settings)
+        return score_window(fitted.pipeline, card, window.validation)
     target = window.validation[TARGET].to_numpy()
     scarcest = int(min(target.sum(), len(target) - target.sum()))
     if scarcest < 2:
@@ -181,7 +186,7 @@ def score_out_of_fold(
             ],
         )
     folds = StratifiedKFold(
-        min(VALIDATION_FOLDS, scarcest), shuffle=True, random_state=settings.seed
+        min(settings.validation_folds, scarcest), shuffle=True, random_state=settings.seed
     )
     scores = np.empty(len(target))
     for others, fold in folds.split(window.validation, target):
@@ -196,21 +201,19 @@ def fit_pipeline(
 ) -> Fitted:
     """Return the candidate fitted on `rows` (features, target, period), the recent ones first.
 
-    Rows count by `recency_weights`. If the candidate takes `max_rows` only, the least recent are
-    left out, within a month at random.
+    Rows count by `recency_weights`. If the candidate takes `max_rows` only, those are drawn by what
+    they count (`draw_by_weight`).
     """
     weights = recency_weights(rows[PERIOD], settings.recency_half_life_months)
     if candidate.max_rows is not None and len(rows) > candidate.max_rows:
-        mixed = np.random.default_rng(settings.seed).permutation(len(rows))
-        newest_first = mixed[np.argsort(-weights[mixed], kind="stable")]
-        kept = np.sort(newest_first[: candidate.max_rows])
+        kept, kept_weights = draw_by_weight(weights, candidate.max_rows, settings.seed)
         logger.warning(
-            "%s is fitted on the latest %d of %d rows (max_rows)",
+            "%s is fitted on %d of %d rows, drawn by what they count (max_rows)",
             candidate.name,
             len(kept),
             len(rows),
         )
-        rows, weights = rows.iloc[kept], weights[kept] / weights[kept].mean()
+        rows, weights = rows.iloc[kept], kept_weights
     pipeline = build_pipeline(card, candidate, settings.seed, settings.training_threads)
     # BLAS and OpenMP take all cores by default, and every candidate has a process of its own.
     with threadpool_limits(limits=settings.training_threads):
@@ -233,6 +236,27 @@ def recency_weights(periods: pd.Series, half_life_months: float) -> NDArray[np.f
     ages = np.array([months_between(period, distinct[-1]) for period in distinct])
     weights = 0.5 ** (ages[places] / half_life_months)
     return np.asarray(weights / weights.mean())
+
+
+def draw_by_weight(
+    weights: NDArray[np.float64], size: int, seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return about `size` places of `weights`, ascending, and what each counts, 1 in the mean.
+
+    Heavy rows are all drawn, light ones by chance, and count for those that were not: so each month
+    keeps the share that it has in the whole (Horvitz and Thompson 1952, inclusion by min(1, c w)).
+    """
+    heavy = np.zeros(len(weights), dtype=bool)
+    while True:
+        scale = (size - heavy.sum()) / weights[~heavy].sum()
+        more = heavy | (weights * scale >= 1)
+        if (more == heavy).all():
+            break
+        heavy = more
+    chance = np.where(heavy, 1.0, weights * scale)
+    kept = np.flatnonzero(np.random.default_rng(seed).random(len(weights)) < chance)
+    counts = weights[kept] / chance[kept]
+    return kept, counts / counts.mean()
 
 
 def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1) -> Pipeline:

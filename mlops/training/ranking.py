@@ -4,7 +4,7 @@ By Brier score, because in a world that moves a wrong level costs as much as a w
 AUC sees the order only. The first candidate of the file keeps its place unless another is better
 beyond chance: taking whoever happens to be ahead on one month is worse out of time than staying
 with one (docs/retraining.md has the figures; the idea is the one-standard-error rule of Breiman et
-al. 1984, with two of them).
+al. 1984, with three of them).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mlops.dataset.card import TARGET
 
-STANDARD_ERRORS = 2.0
+STANDARD_ERRORS = 3.0
+"""Three, as several candidates try at every training: one in a thousand each, not one in twenty."""
 
 
 def in_order(
@@ -47,9 +48,9 @@ def in_order(
 
 
 def clearly_lower(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
-    """Return whether `ours` are lower in the mean by two standard errors of the paired difference.
+    """Return whether `ours` are lower in the mean by three standard errors of their difference.
 
-    Of different lengths they cannot be paired, and the lower mean counts.
+    The rows are the same, so the difference is paired. Of different lengths they cannot be paired, and the lower mean counts.
     """
     if len(ours) != len(theirs):
         return bool(ours.mean() < theirs.mean())

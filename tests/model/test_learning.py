@@ -1,6 +1,7 @@
 """What a pipeline must and must not be able to learn, whatever the data set."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlops.dataset.windows import split_window
@@ -8,7 +9,15 @@ from mlops.registry.gate import decide
 from mlops.serving.export import export_onnx, score_onnx
 from mlops.settings import Settings
 from mlops.training.candidates import Candidate, load_candidates
-from mlops.training.fit import evaluate, fit_pipeline, score_window
+from mlops.training.fit import (
+    draw_by_weight,
+    evaluate,
+    fit_pipeline,
+    learn,
+    recency_weights,
+    score_out_of_fold,
+    score_window,
+)
 from mlops.training.metrics import roc_auc
 from tests.fixtures.churn import churn_card, churn_rows
 
@@ -93,18 +102,63 @@ def test_a_constant_classifier_fails_the_gate(card):
     assert "no better than a guess" in decision.reason
 
 
-def test_a_candidate_that_takes_few_rows_gets_the_latest(card, caplog):
-    window = window_of(churn_rows(), card)
-    few = LOGISTIC.model_copy(update={"max_rows": 200})
+def test_a_candidate_that_takes_few_rows_gets_each_month_by_what_it_counts(card, caplog):
+    window = window_of(churn_rows(rows_a_month=400), card)
+    few = LOGISTIC.model_copy(update={"max_rows": 300})
     first, again, other = (
         fit_pipeline(card, few, window.earlier, SETTINGS.model_copy(update={"seed": seed})).rows
         for seed in (1, 1, 2)
     )
-    assert len(first) == 200
     assert first.equals(again)
     assert not first.equals(other)
-    assert set(first["period"]) == {window.earlier["period"].max()}
-    assert "latest 200 of 750 rows" in caplog.text
+    assert len(first) == pytest.approx(300, abs=60)
+    assert f"fitted on {len(first)} of {len(window.earlier)} rows" in caplog.text
+
+
+def test_a_draw_keeps_what_each_part_counts():
+    weights = np.repeat([4.0, 1.0, 0.01], [100, 1000, 20_000])
+    kept, counts = draw_by_weight(weights, 1000, seed=0)
+    assert len(kept) == pytest.approx(1000, abs=100)
+    assert (np.diff(kept) > 0).all()
+    assert (kept < 100).sum() == 100  # the heavy ones are all there
+    part = np.digitize(kept, [100, 1100])
+    shares = np.bincount(part, counts) / counts.sum()
+    whole = np.array([400, 1000, 200]) / 1600
+    assert shares == pytest.approx(whole, abs=0.02)
+
+
+def test_the_same_rows_in_another_order_give_the_same_model(card):
+    frame = churn_rows(rows_a_month=120)
+    shuffled = frame.sample(frac=1, random_state=1, ignore_index=True)
+    for name in ("XGBClassifier", "RandomForest"):
+        one, other = (learn(card, CANDIDATES[name], rows, SETTINGS) for rows in (frame, shuffled))
+        rows = frame[frame["period"] == frame["period"].max()]
+        assert np.array_equal(
+            score_window(one.pipeline, card, rows), score_window(other.pipeline, card, rows)
+        )
+        assert one.metrics["validation_brier"] == other.metrics["validation_brier"]
+
+
+def test_no_row_is_scored_by_a_fit_that_knew_it(card):
+    frame = churn_rows(rows_a_month=400)
+    frame["target"] = np.random.default_rng(0).permutation(frame["target"].to_numpy())
+    tree = Candidate.model_validate(
+        {"name": "Tree", "class": "sklearn.tree.DecisionTreeClassifier"}
+    )
+    for folds in (1, 3):
+        learnt = learn(card, tree, frame, SETTINGS.model_copy(update={"validation_folds": folds}))
+        rows = learnt.reference
+        # There is nothing to learn but the rows themselves, and this tree learns them by heart.
+        assert roc_auc(rows["target"], score_window(learnt.pipeline, card, rows)) > 0.9
+        assert roc_auc(rows["target"], rows["score"]) < 0.6
+
+
+def test_a_row_counts_half_for_each_half_life_of_its_age():
+    periods = pd.Series(["2020-01", "2020-03", "2020-03", "2020-02"])
+    weights = recency_weights(periods, 1.0)
+    assert weights.mean() == pytest.approx(1)
+    assert weights / weights.max() == pytest.approx([0.25, 1, 1, 0.5])
+    assert (recency_weights(periods, 0) == 1).all()
 
 
 @pytest.mark.parametrize("name", list(CANDIDATES))
