@@ -53,10 +53,10 @@ def decide(
     """Return whether the challenger goes to production, by its scores on one labelled window.
 
     `rows` (n) has the card's `slice_columns` and `target`, and neither model was fitted on them.
-    Scores are probabilities, one a row; `base_rate` is the positive rate of what the challenger was
-    fitted on. Whoever it is, it must beat the constant guess: ROC AUC above 0.5 (beside a champion:
-    not below it beyond chance), Brier below that of answering `base_rate` to everybody. Without a
-    champion that is all.
+    Scores are probabilities, one a row; `base_rate` is the positive rate of the months before
+    `rows`, which the constant guess may know. Whoever it is, it must beat that guess: ROC AUC above
+    0.5 (beside a champion: not below it beyond chance), Brier below that of answering `base_rate`
+    to everybody. Without a champion that is all.
 
     Beside a champion the two are compared on the same `gate_resamples` bootstrap resamples. The
     challenger is **better** if its ROC AUC is above the champion's by more than `gate_margin` in a
@@ -272,7 +272,7 @@ def evaluate_gate(
     gave them out of fold; if labelled months are later than its training, these months. Rows of
     periods that the champion was fitted on do not count: what it knows by heart tells nothing. If
     fewer than `gate_min_rows` remain, nothing is promoted and the reason says so; the numbers are
-    then those of all rows.
+    then the challenger's alone, on all rows, and nothing is said of the champion.
 
     A challenger that is in production already keeps its place: a deployment that was interrupted
     may run again.
@@ -289,11 +289,14 @@ def evaluate_gate(
         first, last = champion_fitted.split("..")
         unseen = ~rows[PERIOD].between(first, last).to_numpy()
     enough = rival is None or unseen.sum() >= max(1, settings.gate_min_rows)
+    rival_scores = None
     if enough:
         rows, scores = rows[unseen], scores[unseen]
+        if rival is not None:
+            rival_scores = score_window(load_pipeline(card, rival, settings), card, rows)
     decision = decide(
         scores,
-        None if rival is None else score_window(load_pipeline(card, rival, settings), card, rows),
+        rival_scores,
         rows,
         card,
         # What was positive before the rows that are compared: the guess must not know them.

@@ -281,8 +281,13 @@ def test_rows_that_the_champion_knows_are_no_comparison(trained, card):
         assert decision.numbers["unseen_rows"] == 0
         assert "0 of 250 labelled rows, 2020-04 to 2020-04, are unseen" in decision.reason
         assert "fitted on 2020-01..2020-04" in decision.reason
-        # For the record, what all rows would say.
-        assert decision.numbers["champion_roc_auc"] is not None
+        # What the champion knows by heart is nowhere taken for a comparison.
+        for key in ("roc_auc", "brier", "champion_roc_auc", "champion_brier"):
+            assert decision.numbers[key] is None
+        assert decision.numbers["slices"] == decision.numbers["held_slices"] == []
+        # The challenger's own scores are out of fold: they tell whether it is worth a shadow.
+        logged = good["metrics"]["validation_roc_auc"]
+        assert decision.numbers["challenger_roc_auc"] == pytest.approx(logged)
 
 
 def test_too_few_rows_are_no_comparison(trained, card):
@@ -295,6 +300,7 @@ def test_too_few_rows_are_no_comparison(trained, card):
         assert not decision.promote
         assert "250 of 250 labelled rows" in decision.reason
         assert "251 are asked (gate_min_rows)" in decision.reason
+        assert decision.numbers["roc_auc"] is None
         assert evaluate_gate(connection, card, good["version"], None, strict).promote
 
 
