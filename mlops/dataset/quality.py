@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 
 from mlops.dataset.card import PERIOD, TARGET, Card, Feature
 from mlops.dataset.timeline import add_months, month_start
+from mlops.dataset.windows import validation_periods
 from mlops.settings import Settings, get_settings
 
 Severity = Literal["refuse", "warn"]
@@ -435,8 +436,7 @@ def _leakage(
     In all rows, and in those of validation: a field that began to be filled in after the answer may
     have done so lately.
     """
-    periods = sorted(frame[PERIOD].unique())
-    late = frame[PERIOD].to_numpy() >= periods[-card.time.validation_months :][0]
+    late = frame[PERIOD].to_numpy() >= _judged(frame, card, settings)[0]
     parts: list[tuple[str, np.ndarray]] = [("all rows", np.ones(len(frame), bool))]
     if not late.all():
         parts.append((f"the rows since {frame[PERIOD].to_numpy()[late].min()}", late))
@@ -566,7 +566,7 @@ def _label_delay(
     """
     findings = []
     limit = settings.quality_unlabelled_share
-    judged = set(sorted(frame[PERIOD].unique())[-card.time.validation_months :])
+    judged = _judged(frame, card, settings)
     learnt = set(frame[PERIOD])
     for period, month in labels.sort_index().iterrows():
         answered, labelled = int(month["answered"]), int(month["labelled"])
@@ -625,6 +625,11 @@ def _selective(period: str, month: pd.Series, numbers: dict[str, Any]) -> Findin
         f" have none {without:.3f}: labels come selectively, which biases what is learnt",
         numbers={**numbers, "labelled_score": with_label, "unlabelled_score": without},
     )
+
+
+def _judged(frame: pd.DataFrame, card: Card, settings: Settings) -> list[str]:
+    """Return the periods that a training of these rows is judged on, the oldest first."""
+    return validation_periods(frame, card.time.validation_months, settings.validation_min_rows)
 
 
 def _sorted(findings: list[Finding]) -> list[Finding]:

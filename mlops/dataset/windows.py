@@ -32,11 +32,26 @@ class Window:
         return str(self.validation[PERIOD].max())
 
 
-def split_window(frame: pd.DataFrame, validation_months: int, fewest_rows: int = 1) -> Window:
-    """Return `frame` cut by time: its last `validation_months` periods with rows are validation.
+def validation_periods(
+    frame: pd.DataFrame, validation_months: int, fewest_rows: int = 1
+) -> list[str]:
+    """Return the periods of `frame` that are validation, the oldest first.
 
-    If these have fewer than `fewest_rows` rows, months before them are added until they have, as
-    long as one month is left. Raises DataError if either part is empty or holds one answer only:
+    The last `validation_months` that have rows. If these have fewer than `fewest_rows` rows,
+    periods before them are added until they have, as long as one is left that is earlier; all
+    periods if there are no more than `validation_months`.
+    """
+    counts = frame[PERIOD].value_counts().sort_index()
+    months = min(validation_months, len(counts))
+    while counts.iloc[-months:].sum() < fewest_rows and months < len(counts) - 1:
+        months += 1
+    return [str(period) for period in counts.index[-months:]]
+
+
+def split_window(frame: pd.DataFrame, validation_months: int, fewest_rows: int = 1) -> Window:
+    """Return `frame` cut by time, its last periods being validation (`validation_periods`).
+
+    Raises DataError if either part is empty or holds one answer only:
     neither a fit nor a ROC AUC exists then.
     """
     if validation_months < 1:
@@ -51,11 +66,7 @@ def split_window(frame: pd.DataFrame, validation_months: int, fewest_rows: int =
                 "or lower `validation_months` in the card"
             ],
         )
-    months = validation_months
-    late = frame[PERIOD] >= periods[-months]
-    while late.sum() < fewest_rows and months < len(periods) - 1:
-        months += 1
-        late = frame[PERIOD] >= periods[-months]
+    late = frame[PERIOD] >= validation_periods(frame, validation_months, fewest_rows)[0]
     window = Window(
         earlier=frame[~late].reset_index(drop=True), validation=frame[late].reset_index(drop=True)
     )

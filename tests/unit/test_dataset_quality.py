@@ -249,6 +249,17 @@ def test_labels_that_have_yet_to_come_are_warned_of_and_refused_in_months_of_val
     assert only(checked(frame, older)).severity == "warn", "lost for good, perhaps"
 
 
+def test_the_months_that_are_judged_are_those_that_a_training_is_validated_on():
+    """Where the newest month is small, the one before joins validation, and so these checks."""
+    frame, few = churn_rows(), labels_of(m2020_03=(600, 250, 0.3, 0.3, 0.1))
+    assert only(checked(frame, few, validation_min_rows=250)).severity == "warn"
+    assert only(checked(frame, few, validation_min_rows=251)).severity == "refuse"
+    late = frame["period"] >= "2020-03"
+    frame.loc[late, "visits"] = frame.loc[late, "target"] * np.float32(20)
+    finding = only(checked(frame, validation_min_rows=251))
+    assert finding.numbers["in"] == "the rows since 2020-03"
+
+
 def test_a_window_that_lacks_most_labels_is_refused():
     months = labels_of(m2020_02=(2000, 250, 0.3, 0.3, 0.1), m2020_03=(250, 250, 0.3, np.nan, 0.1))
     (finding,) = refused(checked(churn_rows(), months))

@@ -9,7 +9,7 @@ from mlops.dataset.card import load_card
 from mlops.dataset.errors import DataError
 from mlops.dataset.parsing import parse_csv
 from mlops.dataset.summary import summary, summary_text
-from mlops.dataset.windows import split_window
+from mlops.dataset.windows import split_window, validation_periods
 from tests.unit.test_dataset_parsing import text
 
 
@@ -52,7 +52,7 @@ def test_nothing_that_is_fitted_is_later_than_what_is_validated(months, validati
         ([("2009-01", 5, 5), ("2009-02", 5, 5)], r"rows of 2 period\(s\) \(2009-01, 2009-02\)"),
         (
             [("2008-12", 5, 0), ("2009-01", 5, 5), ("2009-02", 5, 5)],
-            "fitting part, 2008-12 to 2008-12: found 0 positives in 5 rows, expected both",
+            "earlier part, 2008-12 to 2008-12: found 0 positives in 5 rows, expected both",
         ),
         (
             [("2008-12", 5, 5), ("2009-01", 0, 4), ("2009-02", 0, 3)],
@@ -77,3 +77,14 @@ def test_the_summary_counts_months_answers_and_missing_values():
     assert shown[0] == "bank_marketing: 4 rows, 1 positive (25.0%), 3 months"
     assert "2008-05          2      0.0%" in shown
     assert "pdays       75.0%" in shown
+
+
+def test_the_months_of_validation_are_those_that_a_split_makes_them():
+    frame = rows(("2008-10", 30, 2), ("2008-11", 9, 2), ("2008-12", 9, 2), ("2009-01", 5, 2))
+    assert validation_periods(frame, 1) == ["2009-01"]
+    assert validation_periods(frame, 1, 10) == ["2008-12", "2009-01"]
+    assert validation_periods(frame, 1, 10_000) == ["2008-11", "2008-12", "2009-01"]
+    assert validation_periods(frame, 9) == ["2008-10", "2008-11", "2008-12", "2009-01"]
+    for fewest in (1, 10, 10_000):
+        cut = split_window(frame, 1, fewest).validation
+        assert sorted(set(cut["period"])) == validation_periods(frame, 1, fewest)
