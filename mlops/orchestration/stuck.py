@@ -5,8 +5,9 @@ interrupted, so these cases are left, each of which would be in the loop's way f
 that hangs; one whose process dies each time that it is begun anew (out of memory, say); a retrain
 whose run has ended, or is gone, without having written its outcome; and a run whose retrain has
 been given up, beside which the next one would train. A block that works is not ended for being
-slow: a limit counts only while nothing of a run moves, neither its blocks nor the processor time of
-its processes.
+slow: a limit counts only while nothing of a run moves: its blocks, the processor time of its
+processes, and what these read and write in files and pipes. What goes through a socket is counted
+by nobody: a block that waits for a lock or for an answer, and does nothing else, is idle.
 """
 
 from __future__ import annotations
@@ -41,15 +42,24 @@ _BUSY_SHARE = 0.01
 """Processor time that is work, in seconds and of the time since the last sign of it. Less is what
 the threads of an idle process take."""
 
+_BUSY_BYTES = 100_000
+_BUSY_BYTES_PER_S = 4096
+"""Read and written, that is work: a slow download into a file, say. Less is what an idle process
+does: it looks into `/proc` for its parent, or writes a line."""
+
 
 @dataclass(frozen=True)
 class Worker:
-    """A process that works for a run: its name says for which, `seconds` of a processor it had."""
+    """A process that works for a run: its name says for which.
+
+    `seconds` of a processor it had, and it has read and written so many `bytes` of files and pipes.
+    """
 
     name: str
     pid: int
     created: float
     seconds: float
+    bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class _Sign:
     ended: frozenset[int]
     at: float
     seconds: float
+    bytes: int
 
 
 @dataclass
@@ -137,14 +148,19 @@ class Judge:
     def _idleness(self, run: UnfinishedRun, workers: list[Worker], now: float) -> str | None:
         names = run.processes
         seconds = sum(worker.seconds for worker in workers if worker.name in names)
+        moved = sum(worker.bytes for worker in workers if worker.name in names)
         sign = self._signs.get(run.id)
         if sign is None or sign.ended != run.ended_blocks:
-            self._signs[run.id] = _Sign(run.ended_blocks, now, seconds)
+            self._signs[run.id] = _Sign(run.ended_blocks, now, seconds, moved)
             return None
         # Less than before, if another process has begun: that one counts from nothing.
-        sign.seconds = min(sign.seconds, seconds)
-        if seconds - sign.seconds >= _BUSY_S + _BUSY_SHARE * (now - sign.at):
-            self._signs[run.id] = _Sign(run.ended_blocks, now, seconds)
+        sign.seconds, sign.bytes = min(sign.seconds, seconds), min(sign.bytes, moved)
+        waited = now - sign.at
+        if (
+            seconds - sign.seconds >= _BUSY_S + _BUSY_SHARE * waited
+            or moved - sign.bytes >= _BUSY_BYTES + _BUSY_BYTES_PER_S * waited
+        ):
+            self._signs[run.id] = _Sign(run.ended_blocks, now, seconds, moved)
             return None
         if not self.sees_work or now - sign.at < self.limit:
             return None
@@ -284,7 +300,7 @@ def fail_run(run: UnfinishedRun, reason: str, settings: Settings) -> bool:
 
 
 def workers_of(server: psutil.Process | None) -> list[Worker]:
-    """Return the processes below Mage's server; the time of one includes its children's."""
+    """Return the processes below Mage's server; what one has done includes its children's."""
     found = []
     try:
         family = server.children(recursive=True) if server else []
@@ -292,14 +308,25 @@ def workers_of(server: psutil.Process | None) -> list[Worker]:
         return []
     for process in family:
         try:
-            seconds = 0.0
+            seconds, moved = 0.0, 0
             for each in (process, *process.children(recursive=True)):
                 times = each.cpu_times()
                 seconds += times.user + times.system
-            found.append(Worker(process.name(), process.pid, process.create_time(), seconds))
+                moved += _moved(each)
+            found.append(Worker(process.name(), process.pid, process.create_time(), seconds, moved))
         except psutil.Error:  # it has ended since
             continue
     return found
+
+
+def _moved(process: psutil.Process) -> int:
+    """Return the bytes that a process has read and written; 0 where the system does not tell."""
+    try:
+        counted = process.io_counters()
+        # What the calls have moved. `*_bytes` is what has come from or gone to a disk: often none.
+        return int(counted.read_chars + counted.write_chars)
+    except (psutil.AccessDenied, AttributeError):
+        return 0
 
 
 def _kill(worker: Worker) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import psutil
+
 from mlops.orchestration.server import block_process, run_process
-from mlops.orchestration.stuck import MOST_DEATHS, Judge, UnfinishedRun, Worker
+from mlops.orchestration.stuck import MOST_DEATHS, Judge, UnfinishedRun, Worker, workers_of
 
 LIMIT = 600.0
 
@@ -13,8 +18,8 @@ def run(**states: str) -> UnfinishedRun:
     return UnfinishedRun(7, "retrain", "r1", blocks, dict(enumerate(states, start=1)))
 
 
-def worker(name: str, seconds: float, pid: int = 100) -> Worker:
-    return Worker(name, pid, created=float(pid), seconds=seconds)
+def worker(name: str, seconds: float, pid: int = 100, moved: int = 0) -> Worker:
+    return Worker(name, pid, created=float(pid), seconds=seconds, bytes=moved)
 
 
 def test_a_run_in_which_nothing_moves_is_stuck_after_the_limit() -> None:
@@ -39,6 +44,45 @@ def test_the_little_that_an_idle_process_takes_is_no_work() -> None:
         idle = [worker(block_process(1), 0.2 * minute)]
         found = judge.stuck([run(fit="running")], idle, 60.0 * minute)
     assert found
+
+
+def test_a_slow_download_is_work_though_it_takes_no_processor() -> None:
+    judge = Judge(LIMIT)
+    for minute in range(24 * 60):
+        loads = [worker(block_process(1), 0.1 * minute, moved=600_000 * minute)]  # 10 kB/s
+        assert judge.stuck([run(fit="running")], loads, 60.0 * minute) == {}
+
+
+def test_the_lines_that_an_idle_process_writes_are_no_work() -> None:
+    judge, found = Judge(LIMIT), {}
+    for minute in range(12):
+        idle = [worker(block_process(1), 0.0, moved=2_000 * minute)]
+        found = judge.stuck([run(fit="running")], idle, 60.0 * minute)
+    assert found
+
+
+def test_what_a_process_writes_is_seen() -> None:
+    """Into a pipe, which no disk is asked for."""
+    code = "import os, sys; sys.stdin.read(1); os.write(1, bytes(50_000)); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+
+        def moved() -> int:
+            (found,) = (w for w in workers_of(psutil.Process()) if w.pid == child.pid)
+            return found.bytes
+
+        before = moved()
+        child.stdin.write(b"x")
+        child.stdin.flush()
+        child.stdout.read(50_000)
+        assert moved() - before >= 50_000
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_a_block_that_ends_is_a_sign_of_life() -> None:
