@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-stages",
         action="store_true",
-        help="kill every server at every stage of a retrain (20 minutes), not a cover of these",
+        help="kill every server at every stage of a retrain (half an hour), not only four",
     )
 
 
