@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 from pydantic import AwareDatetime, BaseModel, Field, ValidationError, field_validator
@@ -246,6 +247,50 @@ def decide_waiting(
             connection.commit()
 
 
+_TRIED_AGAIN = sql.SQL("""
+    alert.handled_at IS NOT NULL AND alert.status = 'firing'
+    AND alert.rule = ANY(%(rules)s) AND alert.tries < %(tries)s
+    AND (alert.body->'labels'->>'model_version' IS NULL
+         OR alert.body->'labels'->>'model_version' = %(production)s)
+    AND failed.id = alert.retrain AND failed.card = %(card)s
+    AND failed.outcome = 'failed' AND NOT failed.cancelled
+    AND NOT EXISTS (SELECT 1 FROM ops.data_checks AS checked
+                    WHERE checked.training_id = failed.id AND NOT checked.passed)
+    AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later
+                    WHERE later.card = failed.card
+                    AND later.started_at > failed.started_at
+                    AND later.outcome IS DISTINCT FROM 'failed')
+""")
+"""Which alerts wait again, of `ops.alerts AS alert` and `ops.retrains AS failed`."""
+
+
+def is_tried_again(
+    connection: Connection, card: Card, rules: Collection[str], settings: Settings
+) -> bool:
+    """Return whether an alert whose retrain failed is about to wait for another, as it is known."""
+    production = _production(connection, card)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            sql.SQL(
+                "SELECT EXISTS (SELECT FROM ops.alerts AS alert, ops.retrains AS failed WHERE {})"
+            ).format(_TRIED_AGAIN),
+            _asked_of_tries(card, rules, production, settings),
+        )
+        row = cursor.fetchone()
+    return bool(row and row[0])
+
+
+def _asked_of_tries(
+    card: Card, rules: Collection[str], production: str | None, settings: Settings
+) -> dict[str, Any]:
+    return {
+        "rules": list(rules),
+        "tries": settings.retrain_tries,
+        "production": production,
+        "card": card.name,
+    }
+
+
 @dataclass(frozen=True)
 class _Waiting:
     fingerprint: str
@@ -291,7 +336,8 @@ class _Deciding:
     def decide(self) -> list[Decision]:
         fail_stale_retrains(self.connection, self.card, self.settings, self.ages)
         candidates: list[_Waiting] = []
-        production = self._production()
+        production = _production(self.connection, self.card)
+        self.connection.commit()
         decisions: list[Decision | None] = [*self._reopen(production)]
         for alert in self._waiting():
             if alert.rule not in self.rules:
@@ -327,29 +373,14 @@ class _Deciding:
         """
         with self.connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE ops.alerts AS alert SET handled_at = NULL, retrain = NULL,"
-                " decision = 'waits: retrain ' || failed.id || ' failed'"
-                " FROM ops.retrains AS failed"
-                " WHERE alert.handled_at IS NOT NULL AND alert.status = 'firing'"
-                " AND alert.rule = ANY(%(rules)s) AND alert.tries < %(tries)s"
-                " AND (alert.body->'labels'->>'model_version' IS NULL"
-                "      OR alert.body->'labels'->>'model_version' = %(production)s)"
-                " AND failed.id = alert.retrain AND failed.card = %(card)s"
-                " AND failed.outcome = 'failed' AND NOT failed.cancelled"
-                " AND NOT EXISTS (SELECT 1 FROM ops.data_checks AS checked"
-                "                 WHERE checked.training_id = failed.id AND NOT checked.passed)"
-                " AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later"
-                "                 WHERE later.card = failed.card"
-                "                 AND later.started_at > failed.started_at"
-                "                 AND later.outcome IS DISTINCT FROM 'failed')"
-                " RETURNING alert.received_at, alert.fingerprint, alert.starts_at, alert.rule,"
-                " alert.tries, failed.id",
-                {
-                    "rules": list(self.rules),
-                    "tries": self.settings.retrain_tries,
-                    "production": production,
-                    "card": self.card.name,
-                },
+                sql.SQL(
+                    "UPDATE ops.alerts AS alert SET handled_at = NULL, retrain = NULL,"
+                    " decision = 'waits: retrain ' || failed.id || ' failed'"
+                    " FROM ops.retrains AS failed WHERE {}"
+                    " RETURNING alert.received_at, alert.fingerprint, alert.starts_at, alert.rule,"
+                    " alert.tries, failed.id"
+                ).format(_TRIED_AGAIN),
+                _asked_of_tries(self.card, self.rules, production, self.settings),
             )
             rows = sorted(cursor.fetchall())
         self.connection.commit()
@@ -531,15 +562,15 @@ class _Deciding:
         self.connection.commit()
         return rows
 
-    def _production(self) -> str | None:
-        with self.connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT model_version FROM ops.deployments WHERE card = %s AND retired_at IS NULL",
-                (self.card.name,),
-            )
-            row = cursor.fetchone()
-        self.connection.commit()
-        return None if row is None else str(row[0])
+
+def _production(connection: Connection, card: Card) -> str | None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT model_version FROM ops.deployments WHERE card = %s AND retired_at IS NULL",
+            (card.name,),
+        )
+        row = cursor.fetchone()
+    return None if row is None else str(row[0])
 
 
 def log_decision(log: AlertLog, decision: Decision) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import requests
 from psycopg2.extras import RealDictCursor
 
+from mlops.alerting.alerts import is_tried_again
 from mlops.database import connect
 from mlops.dataset.card import PERIOD, Card
 from mlops.dataset.rows import periods_to_come
@@ -196,13 +197,11 @@ class _Live:
     def _retrained(self, since: datetime) -> Retrain | None:
         """Return the retrain that the alerts have started since, once it has ended; None if none.
 
-        The listener has answered each notification, and decides about it a moment later.
+        The listener has answered each notification, and decides about it a moment later; about the
+        next try of a retrain that failed, too.
         """
         deadline = time.monotonic() + RETRAIN_LIMIT_S
-        while self._rows(
-            "SELECT 1 FROM ops.alerts WHERE handled_at IS NULL"
-            " UNION ALL SELECT 1 FROM ops.retrains WHERE finished_at IS NULL"
-        ):
+        while self._is_at_work():
             if time.monotonic() > deadline:
                 raise LiveReplayError("a retrain did not end: see pipeline retrain in Mage")
             time.sleep(_POLL_S)
@@ -227,6 +226,20 @@ class _Live:
             challenger_roc_auc=row["challenger_score"],
             champion_roc_auc=row["champion_score"],
         )
+
+    def _is_at_work(self) -> bool:
+        """Return whether an alert waits, or is about to, or a retrain runs: all at one moment."""
+        with connect(settings=self.settings) as connection:
+            connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT EXISTS (SELECT FROM ops.alerts WHERE handled_at IS NULL)"
+                    " OR EXISTS (SELECT FROM ops.retrains WHERE finished_at IS NULL)"
+                )
+                row = cursor.fetchone()
+            if row is None or row[0]:
+                return True
+            return is_tried_again(connection, self.card, self.judge.titles, self.settings)
 
     def _scored(self, period: str, simulation: Simulation) -> Scored:
         """Return the month's scores as the API gave them, in the file's order."""

@@ -130,9 +130,13 @@ class Watch:
         return fired, self._decide()
 
     def closed(self, retrain: Wanted, outcome: Outcome, reason: str) -> None:
-        """Note what a retrain came to."""
+        """Note what a retrain came to. One that failed is not tried again in a later month.
+
+        Live, rows that were refused start no other retrain, and all tries of another fault fall
+        into the same month; here the same rows would fail in the same way.
+        """
         with connect(settings=self.settings) as connection:
-            close_retrain(connection, retrain.id, outcome, reason)
+            close_retrain(connection, retrain.id, outcome, reason, cancelled=outcome == "failed")
 
     def _decide(self) -> Wanted | None:
         started: list[Wanted] = []
