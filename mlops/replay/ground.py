@@ -23,6 +23,9 @@ _SERVERS = (
     *("mage", "listener", "mlflow", "grafana", "streamlit", "predict", "postgres", "prometheus"),
 )
 _CARD = "card."
+_LOOPBACK = "127.0.0.1"
+_NOBODY = "http://127.0.0.1:9/"
+"""Where nobody listens, and no request leaves the machine."""
 
 
 class OverrideError(ValueError):
@@ -32,7 +35,9 @@ class OverrideError(ValueError):
 def own_settings(folder: Path, overrides: Mapping[str, str]) -> tuple[Settings, Card]:
     """Return the settings and the card of a replay in `folder`, which exists.
 
-    They are this machine's (data, candidates, thresholds), but for folders, ports and secrets.
+    They are this machine's (data, candidates, thresholds), but for all that names a place: folders,
+    hosts, ports, the models' store, secrets, and whom a retrain's outcome is told. What could be
+    None has a value, since the servers would take another from the environment or `.env`.
     `overrides` are settings by name, or `card.` and a path into the card, as in
     `card.time.validation_months`; values are written as YAML. Raises OverrideError for a name that
     is none, ValidationError or CardError for a value that cannot be.
@@ -46,9 +51,15 @@ def own_settings(folder: Path, overrides: Mapping[str, str]) -> tuple[Settings, 
     base = get_settings()
     values: dict[str, Any] = {
         **{name: getattr(base, name) for name in known if name not in secret_names()},
-        **{name: secrets.token_urlsafe(24) for name in secret_names(optional=False)},
+        **{name: secrets.token_urlsafe(24) for name in secret_names()},
+        "notify_url": _NOBODY,
+        "host": _LOOPBACK,
+        **{name: _LOOPBACK for name in known if name.endswith("_host")},
+        "postgres_sslmode": "disable",
+        "in_containers": False,
         **{f"{name}_port": port for name, port in zip(_SERVERS, ports, strict=True)},
         "state_dir": folder / "state",
+        "mlflow_artifacts": str(folder / "state" / "mlflow-artifacts"),
         "payloads_dir": folder / "payloads",
         "reports_dir": folder / "reports",
         "exchange_dir": folder / "exchange",
