@@ -15,6 +15,7 @@ from mlops.dataset.card import Card
 from mlops.replay.figures import Replayed
 from mlops.replay.svg import Line, Mark, legend, line_chart
 from mlops.replay.words import FIGURES, JSON, NAMES, PAGE, cell, circumstances, version_changes
+from mlops.reporting.library import write_page
 
 _OURS = ' class="ours"'
 _STYLE = """
@@ -66,13 +67,8 @@ def result_of(played: Sequence[Replayed], card: Card, **about: Any) -> dict[str,
 
 def write_report(result: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the result as JSON and as a page into `folder`, made if need be; return both files."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {JSON: json.dumps(result, indent=1) + "\n", PAGE: page(result)}
-    for name, text in texts.items():
-        draft = folder / f".{name}.new"
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / name)
-    return [folder / name for name in texts]
+    return [write_page(folder / name, text) for name, text in texts.items()]
 
 
 def page(result: Mapping[str, Any]) -> str:
