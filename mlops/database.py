@@ -1,4 +1,4 @@
-"""Connections to Postgres; never any SQL of its own.
+"""Connections to Postgres and locks that outlive a transaction; never any SQL of tables.
 
 One server holds three databases: `mlops` (ours), `mlflow` and `mage`. Four roles: `mlops` owns,
 `grafana` reads, `mlflow` has its own database, `predict` inserts predictions.
@@ -7,7 +7,7 @@ One server holds three databases: `mlops` (ours), `mlflow` and `mage`. Four role
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import quote
 
 import psycopg2
@@ -55,3 +55,24 @@ def connect(
             yield connection
     finally:
         connection.close()
+
+
+@contextmanager
+def hold_lock(connection: Connection, name: str) -> Iterator[None]:
+    """Hold the lock `name` over several transactions; whoever dies lets it go.
+
+    It keeps out who takes it here or by `mlops.training.records.lock`, and waits for them. Commits
+    when it is had. What the block has not committed at its end is undone.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (name,))
+    connection.commit()
+    try:
+        yield
+    finally:
+        # Where the connection is gone, the lock is.
+        with suppress(psycopg2.Error):
+            connection.rollback()  # a failed transaction takes no more
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (name,))
+            connection.commit()

@@ -29,10 +29,13 @@ class Hold:
 
     def in_words(self) -> str:
         """Return it as a sentence that says how it ends."""
-        return (
+        words = (
             f"a hold stands since {self.held_at:%Y-%m-%d %H:%M} ({self.reason}): nothing is "
             "promoted until `make release`, or a promotion by hand"
         )
+        if self.done_at is None:
+            words += "; its rollback was interrupted: roll back again to finish it"
+        return words
 
 
 def active_hold(connection: Connection, card: Card | str) -> Hold | None:

@@ -113,8 +113,15 @@ def deploy(
     if decision.promote and champion is not None and is_payload(settings.payloads_dir / champion):
         back_to = champion  # also where an earlier deployment was killed after its switch
     max_difference = None
+    hold = active_hold(connection, card)
+    if hold is not None and hold.done_at is None and before == hold.rolled_to != production:
+        # A person wants this version, and the registry does not know yet: not the loop's to undo.
+        progress(
+            f"note: the API stays with version {before}: a rollback to it was interrupted before "
+            f"the registry took it, which names {production}; roll back again to finish it"
+        )
     # A champion is served too if nobody serves it: its payload may have been deleted.
-    if production is not None and (decision.promote or before != production):
+    elif production is not None and (decision.promote or before != production):
         max_difference = render_version(production, card, connection, settings, progress)
         switch_api(production, back_to, settings, progress, answer_limit)
     if decision.promote:

@@ -7,14 +7,14 @@ API or the registry does not take leaves production as it was. Never trains.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 from psycopg2.extensions import connection as Connection
 
+from mlops.database import hold_lock
 from mlops.dataset.card import Card
 from mlops.registry.gate import GateDecision, evaluate_gate, record_decision
 from mlops.registry.holds import (
@@ -93,27 +93,10 @@ def roll_back(
     the registry does not get there: the hold is taken back then, and production is as it was.
     """
     settings = settings or get_settings()
-    with _alone(connection, card):
+    with hold_lock(connection, lock_name(card)):
         return _roll_back(
             connection, card, settings, progress, cause, expected, request, answer_limit
         )
-
-
-@contextmanager
-def _alone(connection: Connection, card: Card) -> Iterator[None]:
-    """Keep deployments out over several transactions: the lock is that of the session."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (lock_name(card),))
-    try:
-        yield
-    finally:
-        if not connection.closed:
-            connection.rollback()  # what counts is committed; a failed transaction takes no more
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (lock_name(card),)
-                )
-            connection.commit()
 
 
 def _roll_back(
@@ -301,12 +284,17 @@ def release(
 def _measured(
     connection: Connection, card: Card, version: str, champion: str | None, settings: Settings
 ) -> GateDecision:
-    """Return the gate's decision, or why there is none: it may not stand in a person's way."""
+    """Return the gate's decision, or why there is none: it may not stand in a person's way.
+
+    What fails is undone up to here only: the caller's lock and what it has written stay.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SAVEPOINT measured")
     try:
         return evaluate_gate(connection, card, version, champion, settings)
     except Exception as fault:  # rows or a model may be gone; the person has decided all the same
-        connection.rollback()
-        lock(connection, lock_name(card))
+        with connection.cursor() as cursor:
+            cursor.execute("ROLLBACK TO SAVEPOINT measured")
         numbers = {"champion": champion, "challenger": version, "rule": "not measured"}
         return GateDecision(False, f"the gate could not be measured: {fault}", numbers)
 

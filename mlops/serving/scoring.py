@@ -25,6 +25,7 @@ import psycopg2
 from psycopg2.extensions import connection as Connection
 from psycopg2.extensions import cursor as Cursor
 
+from mlops.database import hold_lock
 from mlops.serving import exchange
 from mlops.serving.client import ApiError, ApiUnavailable, PredictClient, Progress
 from mlops.serving.exchange import Waiting
@@ -71,7 +72,7 @@ def score_inbox(
     settings = settings or get_settings()
     try:
         exchange.make_folders(settings)
-        with _alone(connection):
+        with hold_lock(connection, _LOCK):
             _sweep(connection, settings)
             files = exchange.finished(settings)
             if not files:
@@ -313,19 +314,6 @@ def _transaction(connection: Connection) -> Iterator[Cursor]:
         with contextlib.suppress(psycopg2.Error):
             connection.rollback()
         raise
-
-
-@contextlib.contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
-    """Wait until nobody else scores the inbox; held over commits, until the end or our death."""
-    with _transaction(connection) as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (_LOCK,))
-    try:
-        yield
-    finally:
-        # Where the connection is gone, the lock is.
-        with contextlib.suppress(psycopg2.Error), _transaction(connection) as cursor:
-            cursor.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (_LOCK,))
 
 
 def _find(connection: Connection, digest: str, name: str) -> _Known | None:

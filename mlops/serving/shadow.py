@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -21,12 +20,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-import psycopg2
 from onnxruntime import InferenceSession
 from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 
-from mlops.database import connect
+from mlops.database import connect, hold_lock
 from mlops.dataset.card import Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.rows import from_features
@@ -195,7 +193,7 @@ def score_shadow(
     rows = refused = 0
     if shadow is None:
         return Scored(None, rows, refused, time.monotonic() - began)
-    with _alone(connection, f"shadow {card.name}"):
+    with hold_lock(connection, f"shadow {card.name}"):
         for keys in _batches(connection, shadow, recent_s):
             if not _is_current(connection, card, shadow):
                 progress(f"shadow: version {shadow.version} has left it")
@@ -362,20 +360,3 @@ def _describe(
 def _is_current(connection: Connection, card: Card, shadow: Shadow) -> bool:
     current = current_shadow(connection, card)
     return current is not None and current.id == shadow.id
-
-
-@contextmanager
-def _alone(connection: Connection, name: str) -> Iterator[None]:
-    """Hold a lock for longer than a transaction; whoever dies lets it go."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (name,))
-    connection.commit()
-    try:
-        yield
-    finally:
-        # Where the connection is gone, the lock is.
-        with suppress(psycopg2.Error):
-            connection.rollback()
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (name,))
-            connection.commit()

@@ -310,6 +310,78 @@ def test_a_rollback_killed_before_it_changed_anything_begins_anew(
     assert world.hold().done_at is not None
 
 
+def test_the_loop_does_not_undo_a_rollback_killed_before_the_alias(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, second, third = world.versions
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollback, "register_production", killed)
+        with pytest.raises(SystemExit):
+            world.roll_back()
+    assert world.production() == (second, second, third, third)
+    kept = world.deploy()
+    assert kept.outcome == "kept_champion"
+    assert "roll back again to finish it" in kept.reason
+    assert world.production() == (second, second, third, third)
+    assert world.roll_back().version == second
+    assert world.production() == (second,) * 4
+
+    # Nor is it undone by a deployment that Mage runs again, of the version that is left.
+    with world.database() as connection:
+        release(connection, world.card, "test")
+    assert world.deploy().outcome == "promoted"
+    with monkeypatch.context() as patch:
+        patch.setattr(rollback, "register_production", killed)
+        with pytest.raises(SystemExit):
+            world.roll_back()
+    halfway = (second, second, world.best, world.best)
+    assert world.production() == halfway
+    world.deploy()
+    assert world.production() == halfway
+    assert world.roll_back().version == second
+    assert world.production() == (second,) * 4
+
+
+def test_a_gate_that_fails_frees_no_lock_and_undoes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody comes in between, and what was healed before the gate stays healed."""
+    first, second, third = world.versions
+    promote(second, world.card, world.settings)  # the history says third: to be healed
+    free: list[bool] = []
+
+    def failing(connection: Connection, *_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT * FROM ops.there_is_none")
+
+    def render(*asked: Any) -> float:
+        with world.database() as other, other.cursor() as cursor:
+            cursor.execute(
+                "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))",
+                (deployment.lock_name(world.card),),
+            )
+            free.extend(cursor.fetchone() or ())
+        return render_version(*asked)
+
+    monkeypatch.setattr(rollback, "evaluate_gate", failing)
+    monkeypatch.setattr(rollback, "render_version", render)
+    world.promote(first)
+    assert free == [False]
+    assert world.production() == (first,) * 4
+    assert world.query(
+        "SELECT model_version, began, retired_by FROM ops.deployments WHERE true ORDER BY id"
+    )[2:] == [(third, "by hand", second), (second, "healed", first), (first, "by hand", None)]
+    (told,) = world.query(
+        "SELECT numbers ->> 'rule' FROM ops.gate_decisions"
+        f" WHERE card = '{CARD_NAME}' ORDER BY id DESC LIMIT 1"
+    )
+    assert told == ("not measured",)
+
+
 def test_a_rollback_killed_after_the_alias_is_finished_and_not_done_twice(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
