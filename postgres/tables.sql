@@ -432,3 +432,8 @@ FROM judged;
 
 -- Tries of telling the webhook, each counted before it is made; after the third it is given up.
 ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notify_tries integer NOT NULL DEFAULT 0;
+
+-- A month whose labels a version was fitted on: neither is measured on it.
+ALTER TABLE grafana.shadow_comparison
+    ADD COLUMN IF NOT EXISTS known_to_shadow boolean NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS known_to_champion boolean NOT NULL DEFAULT false;

@@ -18,6 +18,7 @@ from mlops.app.shadow_rows import (
     EXAMPLES,
     SAMPLE,
     decided_otherwise,
+    learnt_by,
     read_features,
     read_months,
     read_pairs,
@@ -79,7 +80,8 @@ def show_summary(stay: pd.Series, months: pd.DataFrame) -> None:
         )
     judged = months.dropna(subset=["roc_auc_low"])
     if judged.empty:
-        cells[3].metric("ROC AUC, difference", "no labels yet")
+        none = "not judged" if learnt_by(months).ne("").any() else "no labels yet"
+        cells[3].metric("ROC AUC, difference", none)
         return
     latest = judged.iloc[-1]
     cells[3].metric(
@@ -111,12 +113,21 @@ def show_verdict(stay: pd.Series, months: pd.DataFrame) -> None:
         return
     if stay["reason"]:
         st.caption(f"Put there by {stay['started_by']}. The gate: {stay['reason']}")
+    learnt = months[learnt_by(months).ne("")]
     said = (
-        "No label has come of what it has scored: nobody can say yet who is right."
+        "No label has come of months that are new to both: nobody can say yet who is right."
+        if judged.empty and len(learnt)
+        else "No label has come of what it has scored: nobody can say yet who is right."
         if judged.empty
         else f"Of {of} with labels it ranks better in {better} and worse in {worse}, beyond what"
         " chance explains; of the others nobody can tell."
     )
+    if len(learnt):
+        named = ", ".join(f"{each:%Y-%m}" for each in learnt["period"].drop_duplicates())
+        said += (
+            f" Not judged: {named}. One of the two was fitted on these labels, and to know them by"
+            " heart is no merit."
+        )
     version = stay["model_version"]
     st.markdown(
         f"{said}\n"
@@ -158,6 +169,7 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
             for low, high in zip(months["roc_auc_low"], months["roc_auc_high"], strict=True)
         ],
         changed=100 * months["changed_share"],
+        learnt=learnt_by(months).replace("", None),
     ).iloc[::-1]
     number = st.column_config.NumberColumn
     st.dataframe(
@@ -166,7 +178,8 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
         placeholder="-",
         column_order=[
             *("period", "champion", "row_count", "changed", "correlation", "score_distance"),
-            *("mean_score", "champion_mean_score", "labelled_count", "interval", "roc_auc"),
+            *("mean_score", "champion_mean_score", "labelled_count", "learnt"),
+            *("interval", "roc_auc"),
             *("champion_roc_auc", "brier", "champion_brier", "profit", "champion_profit"),
         ],
         column_config={
@@ -179,6 +192,7 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
             "mean_score": number("Mean score", format="%.3f"),
             "champion_mean_score": number("… answered", format="%.3f"),
             "labelled_count": number("Labelled", format="localized"),
+            "learnt": "Fitted on by",
             "roc_auc": number("ROC AUC", format="%.3f"),
             "champion_roc_auc": number("… answered ", format="%.3f"),
             "interval": "ROC AUC, difference",
@@ -191,7 +205,8 @@ def show_months(months: pd.DataFrame, card: Card, colours: charts.Palette) -> No
     )
     st.caption(
         "Intervals are of the difference, by paired bootstrap: the same resampled rows for both,"
-        " at the gate's confidence. Distance: of the two scores' distributions (Wasserstein), in"
+        " at the gate's confidence. A month that a version was fitted on is not judged."
+        " Distance: of the two scores' distributions (Wasserstein), in"
         " standard deviations of who answered."
     )
 
@@ -239,6 +254,8 @@ def show_pairs(
         else:
             changed = decided_otherwise(pairs, thresholds[1], thresholds[0])
             show_changed(pairs, changed, thresholds[1], thresholds[0])
+            if learnt := learnt_by(months).iloc[chosen]:
+                st.caption(f"Who is right on these rows says nothing: {learnt} was fitted on them.")
         if len(pairs) == SAMPLE:
             st.caption(f"{SAMPLE:,} of the month's {month['row_count']:,} rows, by chance.")
     if changed is not None and not changed.empty:

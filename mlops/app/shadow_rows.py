@@ -69,6 +69,26 @@ def read_pairs(
     )
 
 
+def learnt_by(months: pd.DataFrame) -> pd.Series:
+    """Return which of the two versions were fitted on each month, as a text; empty if neither."""
+    return pd.Series(
+        [
+            " and ".join(
+                f"version {version}" for version, knows in ((ours, mine), (theirs, its)) if knows
+            )
+            for ours, mine, theirs, its in zip(
+                months["model_version"],
+                months["known_to_shadow"],
+                months["champion"],
+                months["known_to_champion"],
+                strict=True,
+            )
+        ],
+        index=months.index,
+        dtype=object,
+    )
+
+
 def decided_otherwise(
     pairs: pd.DataFrame, threshold: float, champion_threshold: float
 ) -> pd.DataFrame:

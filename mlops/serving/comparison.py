@@ -2,12 +2,15 @@
 
 Both are measured on the same rows: those of the log that the champion has answered and the shadow
 has scored, by month and by who answered. A month is measured anew when rows or labels have come.
+
+A month that one of the two has learnt from says nothing of which is better: its labels are left
+out, so that it has neither a ROC AUC nor an interval, and it says who knows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +31,8 @@ from mlops.training.bootstrap import bootstrap
 from mlops.training.metrics import PROFIT_ROWS, brier, expected_profit, roc_auc
 
 INTERVAL_ROWS = 10_000
-"""Labelled rows that an interval is drawn from; of a larger month it is wider than it need be."""
+"""Labelled rows, drawn by chance, that a month is judged on: value and interval of the same rows.
+Of a larger month the interval is wider than it need be."""
 
 RESAMPLES = 500
 """A second for INTERVAL_ROWS rows; the gate, which decides once, takes more."""
@@ -54,6 +58,9 @@ class ShadowMonth:
     labels_until: datetime | None
     threshold: float | None
     champion_threshold: float | None
+    known_to_shadow: bool = False
+    """It was fitted on labels of this month: nothing is measured of them."""
+    known_to_champion: bool = False
     mean_score: float | None = None
     champion_mean_score: float | None = None
     correlation: float | None = None
@@ -105,12 +112,22 @@ def follow_shadow(
 
 def in_words(month: ShadowMonth) -> str:
     """Return a month's comparison as a line, for logs."""
+    knows = [
+        version
+        for version, knows in (
+            (month.model_version, month.known_to_shadow),
+            (month.champion, month.known_to_champion),
+        )
+        if knows
+    ]
     text = (
         f"{month.period}, version {month.model_version} in the shadow of {month.champion}: "
         f"{month.row_count:,} rows"
     )
     if month.changed_share is not None:
         text += f", {month.changed_share:.1%} decided otherwise"
+    if knows:
+        text += f"; not judged: fitted on by version {' and '.join(knows)}"
     if month.roc_auc is not None and month.champion_roc_auc is not None:
         text += f", ROC AUC {month.roc_auc:.3f} against {month.champion_roc_auc:.3f}"
     if month.roc_auc_low is not None:
@@ -129,7 +146,7 @@ def compare_shadow(
     settings = settings or get_settings()
     known = {(each.champion, each.period): each for each in _stored(connection, version)}
     months = []
-    for now in _present(connection, version, settings):
+    for now in _present(connection, card, version, settings):
         before = known.pop((now.champion, now.period), None)
         if before is None or not _same_rows(before, now):
             before = _measure(connection, now, card, settings)
@@ -158,7 +175,9 @@ def measure_pair(
 ) -> dict[str, Any]:
     """Return the measures of `ShadowMonth` for two versions' scores of the same n rows.
 
-    `label` is 0, 1 or NaN where none has come. The same rows in the same order give the same.
+    `label` is 0, 1 or NaN where none has come. Of more than INTERVAL_ROWS rows with a label as many
+    are drawn by chance, and what needs labels is measured of them: value and interval are of the
+    same rows. The same rows in the same order give the same.
     """
     measured: dict[str, Any] = {
         "mean_score": float(shadow.mean()),
@@ -175,9 +194,11 @@ def measure_pair(
         # 1 where only the shadow says yes, -1 where only the champion does.
         more = (shadow >= threshold).astype(np.int8) - (champion >= champion_threshold)
         measured["changed_share"] = float(np.mean(more != 0))
-    known = ~np.isnan(label)
-    if not known.any():
+    known = np.flatnonzero(~np.isnan(label))
+    if not len(known):
         return measured
+    if len(known) > INTERVAL_ROWS:
+        known = np.random.default_rng(0).choice(known, INTERVAL_ROWS, replace=False)
     target = label[known].astype(np.int8)
     ours, theirs = shadow[known], champion[known]
     measured |= {
@@ -185,14 +206,11 @@ def measure_pair(
         "brier": brier(target, ours),
         "champion_brier": brier(target, theirs),
     }
-    both_answers = target.min() != target.max()
-    if both_answers:
+    if target.min() != target.max():
         measured |= {"roc_auc": roc_auc(target, ours), "champion_roc_auc": roc_auc(target, theirs)}
-        part = slice(None, INTERVAL_ROWS)
-        if target[part].min() != target[part].max():
-            drawn = bootstrap(target[part], (ours[part], theirs[part]), resamples)
-            for name, values in (("roc_auc", drawn.roc_auc), ("brier", drawn.brier)):
-                measured |= _bounds(name, values[0] - values[1], confidence)
+        drawn = bootstrap(target, (ours, theirs), resamples)
+        for name, values in (("roc_auc", drawn.roc_auc), ("brier", drawn.brier)):
+            measured |= _bounds(name, values[0] - values[1], confidence)
     if more is not None and costs is not None:
         assert threshold is not None
         assert champion_threshold is not None
@@ -229,7 +247,9 @@ def _profit_differences(
     return PROFIT_ROWS * gained / len(target)
 
 
-def _present(connection: Connection, version: str, settings: Settings) -> list[ShadowMonth]:
+def _present(
+    connection: Connection, card: Card, version: str, settings: Settings
+) -> list[ShadowMonth]:
     """Return each month as far as counting tells it."""
     with connection.cursor() as cursor:
         cursor.execute(
@@ -243,7 +263,11 @@ def _present(connection: Connection, version: str, settings: Settings) -> list[S
             (version,),
         )
         rows = cursor.fetchall()
-    return [
+    learnt = {
+        each: fitted_on(connection, card, each, settings)
+        for each in {version, *(champion for champion, *_ in rows)}
+    }
+    months = [
         ShadowMonth(
             version,
             champion,
@@ -257,22 +281,67 @@ def _present(connection: Connection, version: str, settings: Settings) -> list[S
         )
         for champion, period, row_count, refused_count, labelled_count, labels_until in rows
     ]
+    return [
+        replace(
+            month,
+            known_to_shadow=_is_known(month.period, learnt[version]),
+            known_to_champion=_is_known(month.period, learnt[month.champion]),
+        )
+        for month in months
+    ]
+
+
+def fitted_on(
+    connection: Connection, card: Card, version: str, settings: Settings
+) -> tuple[str, str] | None:
+    """Return first and last period of the window that a version was trained on.
+
+    That is `fitting_periods` of its run, as the training's row has it; of a training that was
+    killed before its leaderboard was written, as its payload has it. None if neither is there.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT window_start, window_end FROM ops.trainings WHERE card = %s"
+            " AND leaderboard @> jsonb_build_array(jsonb_build_object('version', %s::text))",
+            (card.name, version),
+        )
+        row = cursor.fetchone()
+    if row is not None:
+        return period_of(row[0]), period_of(row[1])
+    described = _described(version, settings)
+    if described is None:
+        return None
+    training = described["training"]
+    return str(training["window_start"]), str(training["window_end"])
+
+
+def _is_known(period: str, window: tuple[str, str] | None) -> bool:
+    return window is not None and window[0] <= period <= window[1]
 
 
 def _same_rows(before: ShadowMonth, now: ShadowMonth) -> bool:
     """Return whether nothing has come since that could change what was measured."""
     counted = ("row_count", "refused_count", "labelled_count", "labels_until")
     thresholds = ("threshold", "champion_threshold")
-    return all(getattr(before, name) == getattr(now, name) for name in (*counted, *thresholds))
+    learnt = ("known_to_shadow", "known_to_champion")
+    names = (*counted, *thresholds, *learnt)
+    return all(getattr(before, name) == getattr(now, name) for name in names)
 
 
 def threshold_of(version: str, settings: Settings) -> float | None:
     """Return the score at which a version decides positively; None if its payload is gone."""
-    path = settings.payloads_dir / version / "model.json"
+    described = _described(version, settings)
+    return None if described is None else float(described["threshold"])
+
+
+def _described(version: str, settings: Settings) -> dict[str, Any] | None:
+    """Return `model.json` of a version's payload, None if it is gone."""
     try:
-        return float(orjson.loads(path.read_bytes())["threshold"])
+        content = (settings.payloads_dir / version / "model.json").read_bytes()
     except FileNotFoundError:
         return None
+    described: dict[str, Any] = orjson.loads(content)
+    return described
 
 
 def _measure(
@@ -281,6 +350,8 @@ def _measure(
     shadow, champion, label = _load(connection, month)
     if not len(shadow):
         return month
+    if month.known_to_shadow or month.known_to_champion:
+        label = np.full(len(label), np.nan)
     measured = measure_pair(
         shadow,
         champion,

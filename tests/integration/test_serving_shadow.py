@@ -435,6 +435,57 @@ def test_months_are_compared_by_who_answered_and_anew_when_rows_or_labels_come(
     assert measured == ["2009-03"]
 
 
+def note_training(settings: Settings, version: str, start: str, end: str) -> None:
+    """Write a training as the pipeline does: `version` is on its leaderboard."""
+    with database_of(settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ops.trainings (id, card, cause, window_start, window_end, data_digest,"
+            " leaderboard) VALUES (%s, 'bank_marketing', 'test', %s, %s, '', %s)",
+            (
+                *(f"t{version}", f"{start}-01", f"{end}-01"),
+                orjson.dumps([{"version": version, "candidate": "x", "rank": 1}]).decode(),
+            ),
+        )
+
+
+def test_months_that_one_of_them_was_fitted_on_are_marked_and_not_judged(
+    database: Settings, card: Card
+) -> None:
+    make_payload(database.payloads_dir, "1", seed=1)
+    begin(database, card)
+    for month in ("2009-03", "2009-04", "2009-05"):
+        request = log(database, card, 200, champion=None, period=f"{month}-01", seed=int(month[-1]))
+        label_all(database, request)
+    score(database, card)
+    assert all(each.roc_auc_low is not None for each in compare(database, card))
+
+    note_training(database, "2", "2008-11", "2009-04")
+    note_training(database, "1", "2008-10", "2009-03")
+    march, april, may = compare(database, card)
+    assert [(each.known_to_shadow, each.known_to_champion) for each in (march, april, may)] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+    for month in (march, april):
+        assert month.labelled_count == 200
+        assert month.changed_share is not None
+        assert (month.roc_auc, month.brier_low, month.profit, month.roc_auc_low) == (None,) * 4
+    assert may.roc_auc_low is not None
+    assert comparison.in_words(march).endswith("; not judged: fitted on by version 2 and 1")
+    assert compare(database, card) == [march, april, may], "as it was stored"
+
+
+def test_the_window_of_a_version_without_a_leaderboard_is_that_of_its_payload(
+    database: Settings, card: Card
+) -> None:
+    begin(database, card)  # its payload says 2008-05 to 2009-01
+    label_all(database, log(database, card, 200, champion=None, period="2009-01-01"))
+    score(database, card)
+    (january,) = compare(database, card)
+    assert (january.known_to_shadow, january.roc_auc) == (True, None)
+
+
 def test_a_comparison_of_rows_that_were_forgotten_is_forgotten(
     database: Settings, card: Card
 ) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mlops.app import charts
-from mlops.app.shadow_rows import decided_otherwise
+from mlops.app.shadow_rows import decided_otherwise, learnt_by
 
 
 def months(count: int = 2) -> pd.DataFrame:
@@ -73,3 +73,10 @@ def test_decided_otherwise_is_each_at_its_own_threshold_the_furthest_apart_first
     )
     assert list(decided_otherwise(pairs, 0.2, 0.25).index) == ["d", "b"]
     assert decided_otherwise(pairs, 0.0, 0.0).empty
+
+
+def test_the_page_names_who_was_fitted_on_a_month() -> None:
+    shown = pd.concat([months()] * 2, ignore_index=True).assign(
+        known_to_shadow=[True, True, False, False], known_to_champion=[True, False, True, False]
+    )
+    assert list(learnt_by(shown)) == ["version 7 and version 3", "version 7", "version 3", ""]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mlops.dataset.card import Costs
+from mlops.serving import comparison
 from mlops.serving.comparison import measure_pair
 from mlops.training.metrics import expected_profit
 
@@ -111,3 +112,20 @@ def test_scores_that_are_all_alike_have_no_correlation() -> None:
     assert found["score_distance"] > 0
     assert found["roc_auc"] == 0.5
     assert "score_distance" not in measure(poor, np.full(ROWS, 0.3), label)
+
+
+def test_value_and_interval_of_a_large_month_are_of_the_same_rows_drawn_by_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a log the rows of one client stand together: the first ones are not the month."""
+    good, poor, label = rows()
+    order = np.r_[0:ROWS:2, 1:ROWS:2]
+    half = ROWS // 2
+    ours = np.concatenate([good[order][:half], poor[order][half:]])
+    theirs = np.concatenate([poor[order][:half], good[order][half:]])
+    monkeypatch.setattr(comparison, "INTERVAL_ROWS", half)
+    found = measure(ours, theirs, label[order])
+    gained = found["roc_auc"] - found["champion_roc_auc"]
+    assert found["roc_auc_low"] < gained < found["roc_auc_high"]
+    assert found["roc_auc_low"] < 0 < found["roc_auc_high"], "neither is better"
+    assert measure(ours, theirs, label[order]) == found
