@@ -106,10 +106,17 @@ def show_gate(history: History, colours: charts.Palette) -> None:
     compared = [
         row for row in history.decisions.to_dict("records") if row["numbers"].get("roc_auc")
     ]
+    if not history.decisions.empty and not (newest := history.decisions.iloc[0])["numbers"].get(
+        "roc_auc"
+    ):
+        st.caption(
+            f"Latest, without a comparison: version {newest['challenger']}."
+            f" {_plain(newest['reason'])}"
+        )
     if not compared:
         st.caption(
-            "No comparison yet: the first version has no champion beside it. The next retrain, or"
-            " the pipelines *train* and *deploy*, bring one."
+            "No comparison yet: it takes a champion, and rows that it was not fitted on. The next"
+            " retrain, or the pipelines *train* and *deploy*, bring one."
         )
         return
     latest = compared[0]["numbers"]

@@ -113,6 +113,24 @@ def test_lives_and_decisions_are_shown(
         take_pictures(page)
 
 
+def test_a_decision_without_a_comparison_is_told_and_not_drawn(
+    loop: list[tuple[str, str, GateDecision]],
+    database: Settings,
+    open_page: OpenPage,  # noqa: F811
+) -> None:
+    numbers = {**loop[0][2].numbers, "rule": "no comparison", "roc_auc": None, "brier": None}
+    numbers |= {"champion_roc_auc": None, "champion_brier": None, "slices": []}
+    unseen = GateDecision(False, "no comparison: 0 of 250 labelled rows are unseen", numbers)
+    with connect(settings=database) as connection:
+        record_decision(connection, CARD, "21", "3", unseen, "alert", "t")
+    page = open_page("models")
+    expect(
+        page.get_by_text("without a comparison: version 21. no comparison: 0 of")
+    ).to_be_visible()
+    forest = page.get_by_test_id("stPlotlyChart").filter(has_text="3 against 1: better").first
+    expect(forest).not_to_contain_text("21 against 3")
+
+
 def take_pictures(page: Page) -> None:
     """Keep the page as a person sees it, in both themes and widths; only for who asks for it."""
     for scheme in ("light", "dark"):

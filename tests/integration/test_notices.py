@@ -142,6 +142,21 @@ def test_a_closed_retrain_is_told_once_with_what_it_came_to(settings: Settings, 
     assert row(settings) == (True, 1)
 
 
+def test_a_retrain_without_a_comparison_is_told_without_one(settings: Settings) -> None:
+    of = {
+        "id": "r1",
+        "outcome": "kept_champion",
+        "cause": "alert",
+        "champion": "3",
+        "challenger": "4",
+        "reason": "no comparison: 0 of 250",
+        "gate": {"roc_auc": None},
+    }
+    text = notice_text(of, CARD, settings)
+    assert "no comparison: 0 of 250" in text
+    assert "beside the champion" not in text
+
+
 def test_nothing_is_told_without_an_address(database: Settings, hook: Hook) -> None:
     closed(database)
     assert tell(database) == []
@@ -206,6 +221,18 @@ def test_a_server_that_does_not_end_its_answer_is_left(
     with caplog.at_level(logging.ERROR):
         assert tell(settings, deadline_s=0.5) == ["r2"], "the next is told all the same"
     assert "(no answer within 0.5 s): try 2 of 3 follows" in caplog.text
+
+
+def test_what_a_server_takes_and_answers_too_late_is_told_again_three_times_at_most(
+    settings: Settings, hook: Hook
+) -> None:
+    """Nobody can know from here that it was taken: the documents say so."""
+    hook.answers = ["drip"] * 5
+    closed(settings)
+    for _ in range(TRIES + 1):
+        assert tell(settings, deadline_s=0.3) == []
+    assert len(hook.got) == TRIES
+    assert "answers later than" in (ROOT / "docs" / "operations.md").read_text()
 
 
 def test_a_server_that_is_away_is_named_by_no_address(

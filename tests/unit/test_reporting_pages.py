@@ -210,6 +210,20 @@ def test_a_retrain_shows_gate_slices_and_months_before_and_after() -> None:
         assert part in tags.text
 
 
+def test_a_retrain_without_a_comparison_shows_none() -> None:
+    gate = {
+        "rule": "no comparison", "rows": 900, "positive_rate": 0.1, "window_start": "2009-03",
+        "window_end": "2009-04", "roc_auc": None, "brier": None, "champion_roc_auc": None,
+        "challenger_roc_auc": 0.62, "champion_brier": None, "challenger_brier": 0.09,
+        "held_slices": [], "slices": [],
+    }  # fmt: skip
+    of = retrain(gate=gate, outcome="kept_champion", champion_score=None)
+    said = check_whole(retrain_report(of)).text
+    assert "were not compared; the challenger alone, on 900 labelled rows" in said
+    assert "on the same" not in said
+    assert "challenger better" not in said
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
