@@ -124,7 +124,7 @@ format: setup-dev ## Format the code, and fix what lint can fix itself
 test: lint ## Install the test tools, lint, and run all tests
 	.venv/bin/python -m pytest
 
-faults: setup-dev ## Kill every server at every stage of a retrain, and break the rest; half an hour
+faults: setup-dev ## Kill every server at every stage of a retrain, and break the rest; CI plays four kills
 	.venv/bin/python -m pytest tests/e2e/test_faults.py --all-stages -s -rfE
 
 compose-test: setup-dev ## Try the containers, and break them; REQUIRED=1 fails where it would skip

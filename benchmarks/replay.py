@@ -35,7 +35,7 @@ KEYS = {
 
 def measure(asked: Asked, shuffles: int) -> dict[str, Any]:
     """Return the replay's result, the false alarms and what both depend on."""
-    began = time.monotonic()
+    began, played = time.monotonic(), commit()  # before: work may go on meanwhile
     started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with own_ground(asked) as (settings, card):
         result = play_fast(asked, settings, card, tell_month)
@@ -43,7 +43,7 @@ def measure(asked: Asked, shuffles: int) -> dict[str, Any]:
         alarms = measure_false_alarms(card, settings, shuffles)
     return {
         "started_at": started_at,
-        "commit": commit(),
+        "commit": played,
         "machine": machine(),
         **result,
         "false_alarms": alarms.summary(),

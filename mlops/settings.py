@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     )
     gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
     gate_confidence: float = Field(
-        0.9, gt=0.5, lt=1, description="Share of resamples in which it must be, for the gate."
+        0.8, gt=0.5, lt=1, description="Share of resamples in which it must be, for the gate."
     )
     gate_equal: float = Field(
         0.02, ge=0, description="ROC AUC that a challenger may lack if it is better calibrated."

@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-stages",
         action="store_true",
-        help="kill every server at every stage of a retrain (half an hour), not only four",
+        help="kill every server at every stage of a retrain, which takes long; else only four",
     )
 
 

@@ -254,8 +254,19 @@ _TRIED_AGAIN = sql.SQL("""
          OR alert.body->'labels'->>'model_version' = %(production)s)
     AND failed.id = alert.retrain AND failed.card = %(card)s
     AND failed.outcome = 'failed' AND NOT failed.cancelled
-    AND NOT EXISTS (SELECT 1 FROM ops.data_checks AS checked
-                    WHERE checked.training_id = failed.id AND NOT checked.passed)
+    AND NOT EXISTS (
+        SELECT FROM ops.data_checks AS checked
+        CROSS JOIN LATERAL jsonb_array_elements(checked.findings) AS finding
+        WHERE checked.training_id = failed.id AND NOT checked.passed
+        AND finding->>'severity' = 'refuse' AND NOT (
+            finding->>'check' = 'label_delay'
+            -- The labels have come meanwhile. By version, which there is an index for.
+            AND (SELECT count(label) >= (1 - (finding#>>'{numbers,limit}')::float8) * count(*)
+                 FROM serving.predictions
+                 WHERE model_version IN (SELECT model_version FROM ops.deployments
+                                         WHERE card = failed.card)
+                 AND period = to_date(finding#>>'{numbers,period}', 'YYYY-MM')
+                 AND purpose <> 'test')))
     AND NOT EXISTS (SELECT 1 FROM ops.retrains AS later
                     WHERE later.card = failed.card
                     AND later.started_at > failed.started_at
@@ -367,7 +378,8 @@ class _Deciding:
 
         A retrain that a person cancelled is not started again: that was an answer, too.
         Nor is one whose rows were refused (`ops.data_checks`): a fault of data does not heal by
-        trying, and the next month in drift, or a person, starts another.
+        trying, and the next month in drift, or a person, starts another. Only labels that had yet
+        to come do: once they have, it is tried again.
         Their `retrain` is forgotten, so that the next try gets an id of its own; `ops.retrains`
         keeps the alert that started each.
         """

@@ -1,8 +1,9 @@
 """Tell a webhook what a retrain came to; never in the way of the loop, and off without an address.
 
 A thread of the listener looks at `ops.retrains` for what was closed and not told. A try is counted
-before it is made and `notified_at` written after it succeeded: so a notice is told once, or, if the
-process dies in between, a second time when it is back. After `TRIES` it is given up and logged.
+before it is made and `notified_at` written after it succeeded: so a notice is told once. A second time it is
+told if the process dies in between, or if a server takes it and does not say so within the
+deadline: nobody can know that from here. After `TRIES` it is given up and logged.
 
 The address is a secret (whoever has it can write into the channel): it is in no log line and no
 message, and neither is an error of the library, whose text holds it.
@@ -98,6 +99,7 @@ def report_address(retrain_id: str, settings: Settings) -> str:
 def send(url: str, text: str, deadline_s: float = DEADLINE_S) -> None:
     """Post `{"text": text}` to `url`; raise NoticeError unless it is answered 2xx in time.
 
+    What has not been answered by then may still be taken, and so be told again by the next try.
     Redirects are not followed: an address elsewhere is not the one that was chosen.
     """
     outcome: list[NoticeError | None] = []

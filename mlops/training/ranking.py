@@ -50,7 +50,8 @@ def in_order(
 def clearly_lower(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
     """Return whether `ours` are lower in the mean by three standard errors of their difference.
 
-    The rows are the same, so the difference is paired. Of different lengths they cannot be paired, and the lower mean counts.
+    The rows are the same, so the difference is paired. Where they are not (of different lengths),
+    the lower mean counts.
     """
     if len(ours) != len(theirs):
         return bool(ours.mean() < theirs.mean())

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from mlops.dataset.card import PERIOD, TARGET, Card, load_card
+from mlops.dataset.errors import DataQualityError
 from mlops.dataset.rows import from_features
 from mlops.replay.engine import replay
 from mlops.replay.figures import POLICIES, Policy, Replayed, figures
-from mlops.replay.learning import Learner, learning
+from mlops.replay.learning import Challenger, Learner, learning
 from mlops.replay.watch import Watch
 from mlops.replay.world import World
 from mlops.settings import Settings
@@ -106,6 +107,27 @@ def test_what_is_promoted_answers_from_the_next_month_on(
         promoted = month.retrain.outcome == "promoted"
         assert following.version == (month.retrain.version if promoted else month.version)
     assert figures(found, card)["versions"] > 1
+
+
+def test_a_retrain_that_failed_is_not_tried_again_a_month_later(
+    card: Card, learner: Learner, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it live: there, all its tries are of one month, or its rows were refused."""
+    learn = learner.challenger
+
+    def first_only(frame: pd.DataFrame, start: str, end: str) -> Challenger:
+        if end >= START:
+            raise DataQualityError("the rows", ["too strange"])
+        return learn(frame, start, end)
+
+    monkeypatch.setattr(learner, "challenger", first_only)
+    alert = played("alert", rows(card), card, learner, settings)
+    retrains = {month.period: month.retrain for month in alert.months if month.retrain}
+    assert len(retrains) > 1
+    for period, retrain in retrains.items():
+        assert retrain.outcome == "failed"
+        assert period in retrain.cause
+        assert "try" not in retrain.cause
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -142,6 +142,49 @@ def test_label_arrivals_of_no_traffic_are_an_empty_frame(world):
         assert label_arrivals(connection, world.card, "2020-01", "2020-12").empty
 
 
+@pytest.mark.parametrize("beside", [None, "leakage"])
+def test_an_alert_whose_labels_had_yet_to_come_is_tried_again_once_they_have(world, beside):
+    """The one refusal that heals; trying before would only use the tries up."""
+    store_churn(world.settings, world.card)
+    world.answer("2020-05", rows=300, labelled=100)
+    started = []
+
+    def trigger(_pipeline, variables):
+        started.append(variables["retrain_id"])
+
+    def decide():
+        with world.connect() as connection:
+            return decide_waiting(connection, world.card, trigger, {RULE}, world.settings)
+
+    def execute(statement, *values):
+        with world.connect() as connection, connection.cursor() as cursor:
+            cursor.execute(statement, values)
+
+    execute(
+        "INSERT INTO ops.deployments (card, model_version, cause) VALUES (%s, '1', 'test')",
+        world.card.name,
+    )
+    raised = alert(labels={"alertname": RULE, "period": "2020-05"})
+    with world.connect() as connection:
+        store_alerts(connection, parse_notification(json.dumps(notification(raised)).encode()))
+    decide()
+    with pytest.raises(DataQualityError, match="wait for them"):
+        world.start(started[0], end="2020-05")
+    with world.connect() as connection:
+        open_retrain(connection, world.card, started[0])
+        close_retrain(connection, started[0], "failed", "no labels")
+    if beside:
+        other = [{"check": beside, "severity": "refuse", "message": "", "numbers": {}}]
+        execute("UPDATE ops.data_checks SET findings = findings || %s::jsonb", json.dumps(other))
+    labelled = "UPDATE serving.predictions SET label = row %% 2 WHERE row < %s"
+    execute(labelled, 149)
+    decide()
+    assert len(started) == 1, "149 of 300 are too few"
+    execute(labelled, 250)
+    decide()
+    assert len(started) == (1 if beside else 2)
+
+
 def test_an_alert_whose_rows_were_refused_is_not_tried_again(world):
     """A data fault does not heal by trying; any other failure is tried again."""
     store_churn(world.settings, world.card, leaky())

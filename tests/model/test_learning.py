@@ -15,7 +15,6 @@ from mlops.training.fit import (
     fit_pipeline,
     learn,
     recency_weights,
-    score_out_of_fold,
     score_window,
 )
 from mlops.training.metrics import roc_auc
