@@ -1,8 +1,8 @@
 """Tell a webhook what a retrain came to; never in the way of the loop, and off without an address.
 
 A thread of the listener looks at `ops.retrains` for what was closed and not told. A try is counted
-before it is made and `notified_at` written after it succeeded: so a notice is told once. A second time it is
-told if the process dies in between, or if a server takes it and does not say so within the
+before it is made and `notified_at` written after it succeeded: so a notice is told once. It is told
+again if the process dies in between, or if a server takes it and does not say so within the
 deadline: nobody can know that from here. After `TRIES` it is given up and logged.
 
 The address is a secret (whoever has it can write into the channel): it is in no log line and no
