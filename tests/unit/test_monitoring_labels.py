@@ -28,6 +28,6 @@ def test_the_labels_of_a_small_month_count_with_those_of_the_month_before():
 
 
 def test_a_few_early_labels_of_a_large_month_are_not_made_enough_by_the_month_before():
-    """Else the first label of a month would say that the month has been judged (prediction_drift)."""
+    """Else its first label would say that the month has been judged (prediction_drift)."""
     assert labelled_count(month(1000, 1)) == 1
     assert labelled_count(month(1000, 0)) == 0
