@@ -27,6 +27,9 @@ CARDS = Path(__file__).resolve().parent / "cards"
 
 TARGET = "target"
 PERIOD = "period"
+SCORE = "score"
+"""Column of rows that a model has scored: its probability, in a reference one out of fold."""
+
 RESERVED = frozenset({TARGET, PERIOD, "row", "sha256"})
 """Columns that every frame or stored table has beside a card's own."""
 

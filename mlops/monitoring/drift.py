@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from mlops.dataset.card import Card, Feature
+from mlops.dataset.card import SCORE, Card, Feature
 from mlops.monitoring.confidence import (
     jensen_shannon,
     jensen_shannon_noise,
@@ -29,9 +29,6 @@ from mlops.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from evidently.core.report import Snapshot
-
-SCORE = "score"
-"""The column of both frames that holds the model's probability."""
 
 NUMBER_METHOD = "wasserstein"
 CATEGORY_METHOD = "jensenshannon"

@@ -33,9 +33,8 @@ from mlops.alerting.alerts import RETRAINING_RULES
 from mlops.alerting.evaluator import to_samples
 from mlops.alerting.rules import Rule, load_provisioning, provisioning_environment
 from mlops.database import connect
-from mlops.dataset.card import PERIOD, TARGET, Card, load_card
+from mlops.dataset.card import PERIOD, SCORE, TARGET, Card, load_card
 from mlops.dataset.sources import read_source
-from mlops.monitoring.drift import SCORE
 from mlops.monitoring.monitor import measure_month, store_columns, store_metrics
 from mlops.registry.models import record_deployment
 from mlops.replay.ground import own_settings

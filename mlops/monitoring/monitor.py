@@ -18,11 +18,11 @@ from psycopg2 import sql
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import execute_values
 
-from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.card import PERIOD, SCORE, TARGET, Card
 from mlops.dataset.rows import from_features
 from mlops.dataset.timeline import month_start, period_of
 from mlops.monitoring.confidence import estimate_performance
-from mlops.monitoring.drift import SCORE, ColumnDrift, Drift, measure_drift, missing_share
+from mlops.monitoring.drift import ColumnDrift, Drift, measure_drift, missing_share
 from mlops.registry.models import RegistryError, current_deployment, get_version
 from mlops.reporting.library import prune
 from mlops.reporting.months import report_month

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import Json
 
-from mlops.dataset.card import PERIOD, TARGET, Card
+from mlops.dataset.card import PERIOD, SCORE, TARGET, Card
 from mlops.dataset.errors import DataError
 from mlops.dataset.rows import latest_labelled_window, load_window
 from mlops.registry.models import get_version, load_pipeline
@@ -21,9 +21,6 @@ from mlops.training import tracking
 from mlops.training.bootstrap import bootstrap
 from mlops.training.fit import score_window
 from mlops.training.metrics import brier, roc_auc
-
-SCORE = "score"
-"""Column of a run's reference: what its candidate gave each validation row, unseen."""
 
 _FEWEST_ANSWERS = 10
 _TITLES = {"roc_auc": "ROC AUC", "brier": "Brier"}

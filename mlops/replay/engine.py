@@ -12,9 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from mlops.dataset.card import PERIOD
+from mlops.dataset.card import PERIOD, SCORE
 from mlops.dataset.errors import DataError
-from mlops.monitoring.drift import SCORE
 from mlops.monitoring.monitor import measure_month
 from mlops.registry.gate import GateDecision, decide
 from mlops.replay.figures import Month, Policy, Replayed, Retrain, Scored, month_figures

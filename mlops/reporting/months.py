@@ -18,7 +18,7 @@ import pandas as pd
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 
-from mlops.dataset.card import TARGET, Card
+from mlops.dataset.card import SCORE, TARGET, Card
 from mlops.dataset.timeline import month_start
 from mlops.reporting import pictures
 from mlops.reporting.library import ASSETS, DETAIL, month_path, write_page
@@ -28,7 +28,6 @@ from mlops.training.metrics import roc_auc
 
 logger = logging.getLogger(__name__)
 
-SCORE = "score"  # the column of both frames, as `mlops.monitoring.drift` names it
 
 FEWEST_OF_ANSWER = 10
 """Labels of each answer below which a curve would be a staircase."""

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 import pandas as pd
 
-from mlops.dataset.card import TARGET, Card, Costs, Feature
+from mlops.dataset.card import SCORE, TARGET, Card, Costs, Feature
 from mlops.serving.export import OUTPUT, OnnxModel
 from mlops.training.metrics import PROFIT_ROWS, expected_profit, profit_curve
 
@@ -95,7 +95,7 @@ def _describe_profit(
     """Return `costs` and `profit`: per 1,000 validation rows, by threshold and share contacted."""
     if costs is None or validation is None:
         return {}
-    target, score = validation[TARGET], validation["score"]
+    target, score = validation[TARGET], validation[SCORE]
     curve = profit_curve(target, score, costs)
     return {
         "costs": dict(costs),

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops.dataset.card import Card, load_card
+from mlops.dataset.card import SCORE, Card, load_card
 from mlops.dataset.sources import read_source
 from mlops.monitoring.confidence import wasserstein, wasserstein_noise
-from mlops.monitoring.drift import SCORE, Drift, measure_drift
+from mlops.monitoring.drift import Drift, measure_drift
 from mlops.settings import Settings
 from mlops.training.candidates import get_candidate
 from mlops.training.fit import learn, score_window

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlops.dataset.card import Card, load_card
-from mlops.monitoring.drift import SCORE, measure_drift, missing_share
+from mlops.dataset.card import SCORE, Card, load_card
+from mlops.monitoring.drift import measure_drift, missing_share
 from mlops.settings import Settings
 
 SETTINGS = Settings(_env_file=None)
