@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mlops.dataset.card import PERIOD, TARGET, Card, load_card
-from mlops.dataset.errors import DataQualityError
+from mlops.dataset.errors import DataError
 from mlops.dataset.rows import from_features
 from mlops.replay.engine import replay
 from mlops.replay.figures import POLICIES, Policy, Replayed, figures
@@ -117,7 +117,7 @@ def test_a_retrain_that_failed_is_not_tried_again_a_month_later(
 
     def first_only(frame: pd.DataFrame, start: str, end: str) -> Challenger:
         if end >= START:
-            raise DataQualityError("the rows", ["too strange"])
+            raise DataError("the rows", ["too strange"])
         return learn(frame, start, end)
 
     monkeypatch.setattr(learner, "challenger", first_only)
