@@ -14,6 +14,7 @@ from mlops.alerting.alerts import (
     AlertLog,
     Decision,
     decide_waiting,
+    is_tried_again,
     log_decision,
     parse_notification,
     store_alerts,
@@ -374,9 +375,12 @@ def test_a_retrain_that_failed_is_tried_again_and_not_for_ever(
     assert decide(connection, card, mage, settings) == [("a1", "retrain")]
     failed = []
     for _ in range(2):
+        assert not is_tried_again(connection, card, RULES, settings)
         failed.append(fail(connection, card, training_id))
+        assert is_tried_again(connection, card, RULES, settings)
         assert decide(connection, card, mage, settings) == [("a1", "waits"), ("a1", "retrain")]
     failed.append(fail(connection, card, training_id))
+    assert not is_tried_again(connection, card, RULES, settings)
     assert decide(connection, card, mage, settings) == []
     assert len({started["retrain_id"] for started in mage.started}) == 3
     assert [started["cause"].partition("), ")[2] for started in mage.started] == [
