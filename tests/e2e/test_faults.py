@@ -337,7 +337,8 @@ def test_a_retrain_that_fails_keeps_the_champion_and_is_tried_again_until_it_suc
     assert "block train/leaderboard" in refused["reason"]
     assert "model_versions" in refused["reason"]
     tries = [none_fitted, disk_full, refused, retrain]
-    assert len({each["alert"] for each in tries}) == 1
+    # Alerts that began together are answered together, and any of them may name a try.
+    assert len({each["alert"].partition("/")[2] for each in tries}) == 1
     assert ["try" in each["cause"] for each in tries] == [False, True, True, True]
 
 
