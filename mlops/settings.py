@@ -157,12 +157,14 @@ class Settings(BaseSettings):
     )
 
     # When the model is good enough, and when the world has moved
-    prediction_drift_threshold: float = 0.1
-    column_drift_threshold: float = 0.1
+    prediction_drift_threshold: float = Field(0.1, gt=0)
+    column_drift_threshold: float = Field(0.1, gt=0)
     drifted_columns_threshold: float = Field(
         0.5, description="Share of drifted columns that is still accepted (drawn in the panel)."
     )
-    drift_min_rows: int = Field(200, description="Smaller months are measured, never alarmed on.")
+    drift_min_rows: int = Field(
+        200, ge=1, description="Smaller months are measured, never alarmed on."
+    )
     signal_confidence: float = Field(
         0.99, gt=0.5, lt=1, description="Of what is called beyond chance: its quantile or interval."
     )
@@ -178,7 +180,9 @@ class Settings(BaseSettings):
     calibration_margin: float = Field(
         0.03, ge=0, description="Mean score beside the share of positives that is accepted."
     )
-    gate_margin: float = Field(0.0, description="ROC AUC by which a challenger must be better.")
+    gate_margin: float = Field(
+        0.0, ge=0, lt=1, description="ROC AUC by which a challenger must be better."
+    )
     gate_confidence: float = Field(
         0.8, gt=0.5, lt=1, description="Share of resamples in which it must be, for the gate."
     )
@@ -200,16 +204,18 @@ class Settings(BaseSettings):
         True, description="A challenger that the gate holds scores live traffic in shadow."
     )
     parity_tolerance: float = Field(1e-5, description="Largest ONNX against sklearn difference.")
-    retrain_window_months: int = 12
-    retrain_cool_down_s: int = Field(60, description="Rest between two retrains.")
+    retrain_window_months: int = Field(12, ge=2, description="Labelled months of a retrain.")
+    retrain_cool_down_s: int = Field(60, ge=0, description="Rest between two retrains.")
     retrain_tries: int = Field(
         3, ge=1, description="Retrains for one alert, as long as they fail and it is not over."
     )
-    retrain_limit_s: int = Field(3600, description="A retrain that runs longer counts as failed.")
+    retrain_limit_s: int = Field(
+        3600, ge=1, description="A retrain that runs longer counts as failed."
+    )
     mage_block_limit_s: int = Field(
         1800, ge=1, description="A run in Mage in which nothing moves for so long is failed."
     )
-    test_months: int = Field(3, description="Months after the window that test scores.")
+    test_months: int = Field(3, ge=1, description="Months after the window that test scores.")
 
     notify_app_url: str | None = Field(
         None, description="Address of the app in notices, where people read them elsewhere."

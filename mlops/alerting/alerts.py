@@ -368,6 +368,9 @@ class _Deciding:
             elif (answered := self._answer_to_another_watcher(alert)) is not None:
                 reason = "was told before, by another watcher"
                 decisions.append(self._handle(alert, "joined", reason, answered))
+            elif (answered := self._answer_before_it_came_back(alert)) is not None:
+                reason = f"was answered before version {alert.version} came back to production"
+                decisions.append(self._handle(alert, "joined", reason, answered))
             else:
                 candidates.append(alert)
         decisions += self._start(candidates)
@@ -482,6 +485,34 @@ class _Deciding:
         self.connection.commit()
         at_work = row is not None and (row[1] is not None or row[0] not in (None, "failed"))
         return alert.retrain if at_work else None
+
+    def _answer_before_it_came_back(self, alert: _Waiting) -> str | None:
+        """Return the retrain that has answered this month of a version that was rolled back to.
+
+        While another version was in production its alerts were over; now they fire anew, and tell
+        nothing that a retrain has not answered.
+        """
+        with self.connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT told.retrain FROM ops.alerts AS told"
+                " JOIN ops.retrains AS answer ON answer.id = told.retrain"
+                " AND answer.card = %(card)s AND answer.outcome IN ('promoted', 'kept_champion')"
+                " JOIN ops.deployments AS stay ON stay.card = answer.card"
+                " AND stay.model_version = %(version)s AND stay.retired_at IS NULL"
+                " AND stay.deployed_at > told.handled_at"
+                " WHERE told.fingerprint = %(fingerprint)s AND told.starts_at < %(starts_at)s"
+                " AND told.body->'labels' ? 'period'"
+                " ORDER BY answer.started_at DESC LIMIT 1",
+                {
+                    "card": self.card.name,
+                    "version": alert.version,
+                    "fingerprint": alert.fingerprint,
+                    "starts_at": alert.starts_at,
+                },
+            )
+            row = cursor.fetchone()
+        self.connection.commit()
+        return str(row[0]) if row else None
 
     def _answer_to_another_watcher(self, alert: _Waiting) -> str | None:
         """Return the retrain that has answered this very drift already, if any.

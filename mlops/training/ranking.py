@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mlops.dataset.card import TARGET
+from mlops.dataset.card import SCORE, TARGET
 
 STANDARD_ERRORS = 3.0
 """Three, as several candidates try at every training: one in a thousand each, not one in twenty."""
@@ -62,5 +62,5 @@ def clearly_lower(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> boo
 
 def squared_errors(reference: pd.DataFrame) -> NDArray[np.float64]:
     """Return (score - target)² of each row of a candidate's validation."""
-    difference = reference["score"].to_numpy() - reference[TARGET].to_numpy()
+    difference = reference[SCORE].to_numpy() - reference[TARGET].to_numpy()
     return np.asarray(difference**2, dtype=np.float64)

@@ -512,6 +512,31 @@ def test_an_alert_that_another_watcher_tells_again_is_answered_already(
     assert decide(connection, card, mage, settings) == [("99", "retrain")]
 
 
+def test_a_month_answered_before_a_rollback_is_not_answered_again(
+    connection: Connection, card: Card, mage: Mage, settings: Settings
+) -> None:
+    """The version is back, its months fire anew: no news, and a retrain would undo the person."""
+    notify(connection, "a1")
+    assert decide(connection, card, mage, settings) == [("a1", "retrain")]
+    close_retrain(connection, mage.started[0]["retrain_id"], "promoted", "better")
+    notify(connection, "a1", status="resolved")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE ops.deployments SET retired_at = clock_timestamp() WHERE card = %s",
+            (card.name,),
+        )
+        for version, retired in (("2", "clock_timestamp()"), ("1", "NULL")):
+            cursor.execute(
+                "INSERT INTO ops.deployments (card, model_version, cause, deployed_at, retired_at)"
+                f" VALUES (%s, %s, 'test', clock_timestamp(), {retired})",
+                (card.name, version),
+            )
+    connection.commit()
+    notify(connection, "a1", starts_at="2026-01-03T00:00:00Z")
+    notify(connection, "a2", starts_at="2026-01-03T00:00:00Z", period="2009-09")
+    assert decide(connection, card, mage, settings) == [("a1", "joined"), ("a2", "retrain")]
+
+
 def test_a_failed_answer_to_another_watcher_is_none(
     connection: Connection, card: Card, mage: Mage, settings: Settings
 ) -> None:
