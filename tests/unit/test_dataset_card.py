@@ -28,7 +28,11 @@ def test_the_default_card_holds_the_eleven_columns():
     assert "leakage" in card.left_out["duration"]
     assert (card.target.positive, card.target.negative) == ("yes", "no")
     assert {"day", "month"}.isdisjoint(card.drift_features)
-    assert (card.time.history_until, card.time.validation_months) == ("2009-02", 2)
+    assert (card.time.history_until, card.time.validation_months) == ("2009-02", 1)
+    assert {*card.learnt_numbers, *card.learnt_categories} == {*card.feature_names} - {
+        "day",
+        "month",
+    }
 
 
 def test_no_column_of_a_card_stands_in_the_code():

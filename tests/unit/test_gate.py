@@ -176,9 +176,7 @@ def test_a_slice_with_one_answer_is_left_out(judge):
 
 def test_slices_are_the_columns_of_the_card_else_its_categories(card):
     assert card.slice_columns == card.categories == ["plan"]
-    assert load_card("bank_marketing").slice_columns == [
-        *("job", "contact", "poutcome", "housing")
-    ]
+    assert load_card("bank_marketing").slice_columns == [*("job", "contact", "poutcome", "housing")]
 
 
 def test_the_numbers_behind_a_decision_are_kept_as_json(judge):

@@ -157,13 +157,13 @@ def test_labels_of_one_answer_draw_no_curve() -> None:
         ({"row_count": 199}, []),
         ({"prediction_drift": 0.1}, []),
         ({"share_drifted_columns": 0.6}, ["Prediction drift", "Data drift"]),
-        ({"roc_auc_loss": 0.08, "roc_auc_loss_low": 0.01}, ["Prediction drift", "Loss of ROC AUC"]),
-        ({"roc_auc_loss": 0.08}, ["Prediction drift"]),
+        ({"roc_auc_loss": 0.18, "roc_auc_loss_low": 0.01}, ["Prediction drift", "Loss of ROC AUC"]),
+        ({"roc_auc_loss": 0.18}, ["Prediction drift"]),
         (
             {"calibration_gap": -0.09, "calibration_gap_low": -0.1, "calibration_gap_high": -0.08},
             ["Prediction drift", "Calibration gap"],
         ),
-        ({"roc_auc_loss": 0.08, "roc_auc_loss_low": 0.01, "labelled_count": 50},
+        ({"roc_auc_loss": 0.18, "roc_auc_loss_low": 0.01, "labelled_count": 50},
          ["Prediction drift"]),
     ],
 )  # fmt: skip

@@ -25,7 +25,7 @@ def written(tmp_path):
 def test_the_five_default_candidates_can_all_be_made():
     candidates = load_candidates(Settings(_env_file=None).candidates)
     assert list(candidates) == [
-        *("LogisticRegression", "RandomForest", "XGBClassifier", "SVC", "MLPClassifier")
+        *("XGBClassifier", "LogisticRegression", "RandomForest", "SVC", "MLPClassifier")
     ]
     for candidate in candidates.values():
         params = make_classifier(candidate, seed=5, threads=1).get_params()
