@@ -60,8 +60,8 @@ ROWS = (
     Row("rows of 6 months, all count alike", f"{ONE} --window 6 --set recency_half_life_months=0"),
     Row("rows of 3 months, all count alike", f"{ONE} --window 3 --set recency_half_life_months=0"),
     Row("rows count half after half a month", f"{ONE} --set recency_half_life_months=0.5"),
-    Row("… after 2 months", f"{ONE} --set recency_half_life_months=2"),
-    Row("… after 3 months", f"{ONE} --set recency_half_life_months=3"),
+    Row("rows count half after 2 months", f"{ONE} --set recency_half_life_months=2"),
+    Row("rows count half after 3 months", f"{ONE} --set recency_half_life_months=3"),
     Row(
         "calendar columns are learnt from",
         f"{ONE} --set card.features.day.learn=true --set card.features.month.learn=true",
