@@ -23,7 +23,8 @@ def headline(retrain: Mapping[str, Any]) -> str:
     if retrain["outcome"] == "kept_champion":
         # Without a champion the gate has kept nothing, and nothing answers.
         kept = f"version {champion} stays" if champion else "nothing goes to production"
-        return f"Challenger {challenger} did not pass: {kept}"
+        held = (retrain.get("gate") or {}).get("rule") in ("held", "hold")
+        return f"Challenger {challenger} {'was held' if held else 'did not pass'}: {kept}"
     if retrain["outcome"] == "failed":
         return "The retrain failed" + (f": version {champion} stays" if champion else "")
     return "The retrain is under way"

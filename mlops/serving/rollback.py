@@ -226,7 +226,8 @@ def promote_by_hand(
     lock(connection, lock_name(card))
     champion = heal_history(connection, card, settings)
     tags = get_version(card, version, settings).tags
-    if champion == version:
+    # The link may name another: that of a rollback which was killed half-way.
+    if champion == version and current_version(settings.payloads_dir) == version:
         released = release_hold(connection, card, f"promotion of version {version} by hand")
         sentence = f"version {version} is in production already" + (
             "; the hold is released" if released else ""

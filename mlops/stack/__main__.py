@@ -270,7 +270,9 @@ def run_clean(options: argparse.Namespace) -> int:
         return 0
     if not options.yes:
         if not sys.stdin.isatty():
-            console.print("clean deletes all models, metrics and logs: say so with --yes")
+            console.print(
+                "clean deletes all models, metrics and logs: say so with `make clean YES=1`"
+            )
             return REFUSED
         names = "\n  ".join(str(path) for path in doomed)
         console.print(f"This deletes all models, metrics and logs:\n  {names}")

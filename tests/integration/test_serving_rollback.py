@@ -327,6 +327,9 @@ def test_the_loop_does_not_undo_a_rollback_killed_before_the_alias(
     assert kept.outcome == "kept_champion"
     assert "roll back again to finish it" in kept.reason
     assert world.production() == (second, second, third, third)
+    # A person may also have the version back that the registry still names.
+    world.promote(third)
+    assert world.production() == (third,) * 4
     assert world.roll_back().version == second
     assert world.production() == (second,) * 4
 
