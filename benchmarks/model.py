@@ -57,7 +57,10 @@ def make(folder: Path, trees: int, settings: Settings) -> dict[str, Any]:
             }
         )
         # One thread: the servers have two workers on two cores.
-        pipeline = fit_pipeline(card, candidate, fitting, seed, threads=1).pipeline
+        own = settings.model_copy(
+            update={"seed": seed, "training_threads": 1, "recency_half_life_months": 0}
+        )
+        pipeline = fit_pipeline(card, candidate, fitting, own).pipeline
         onnx = export_onnx(pipeline, card, validation, settings.parity_tolerance)
         described = describe_model(
             card,
