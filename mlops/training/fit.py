@@ -126,6 +126,7 @@ def learn(
     cut, and whatever the classifier raises.
     """
     begin = time.perf_counter()
+    digest = data_digest(frame)  # of the rows as they are stored
     # Live traffic has no order, and boosting and folds draw rows by their places: the same rows
     # are to give the same model.
     frame = frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
@@ -159,7 +160,7 @@ def learn(
             "fitting_periods": f"{window.start}..{window.end}",
             "validation_periods": f"{window.validation[PERIOD].min()}..{window.end}",
         },
-        digest=data_digest(frame),
+        digest=digest,
     )
 
 

@@ -120,7 +120,7 @@ def test_a_training_gives_a_leaderboard_of_registered_runs(world):
     assert (tags["training_id"], tags["candidate"]) == ("t1", "Linear")
     assert tags["data_digest"] == training.data_digest
     assert run.data.params["validation_periods"] == "2020-04..2020-04"
-    assert run.data.metrics["fitting_rows"] == 750
+    assert run.data.metrics["fitting_rows"] == 1000
     names = ("accuracy", "roc_auc", "average_precision", "brier", "log_loss", "f1", "lift_at_10")
     for name in names:
         assert f"train_{name}" in run.data.metrics
@@ -151,7 +151,7 @@ def test_costs_choose_the_threshold_and_stay_with_the_run(world):
     )
 
 
-def test_the_logged_model_gives_the_logged_scores(world):
+def test_the_logged_model_is_fitted_on_all_rows_and_the_logged_scores_are_out_of_fold(world):
     world.start("t1")
     run_id = world.fit("Linear", "t1")["run_id"]
     reference = tracking.load_reference(run_id, world.settings)
@@ -159,13 +159,15 @@ def test_the_logged_model_gives_the_logged_scores(world):
     assert list(reference) == [*world.card.feature_names, "target", "period", "score"]
 
     pipeline = tracking.load_pipeline(run_id, world.settings)
-    assert np.array_equal(score_window(pipeline, world.card, reference), reference["score"])
+    scores = score_window(pipeline, world.card, reference)
+    assert np.abs(scores - reference["score"]).max() > 0
+    assert np.corrcoef(scores, reference["score"])[0, 1] > 0.9
 
     mlflow.set_tracking_uri(world.settings.mlflow_url)
     loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
     assert loaded.metadata.get_input_schema().input_names() == world.card.feature_names
     answered = loaded.predict(reference[world.card.feature_names])
-    assert np.allclose(np.asarray(answered)[:, 1], reference["score"])
+    assert np.allclose(np.asarray(answered)[:, 1], scores)
 
 
 def test_a_rerun_returns_the_same_run(world):
