@@ -185,6 +185,7 @@ def mage(database: Settings) -> Iterator[Mage]:
 
     with connect("mage", settings=database) as connection, connection.cursor() as cursor:
         cursor.execute(
+            "DROP TABLE IF EXISTS pipeline_schedule, pipeline_run, block_run CASCADE;"
             "CREATE TABLE pipeline_schedule (id int, name text, pipeline_uuid text,"
             " schedule_type text, repo_path text, token text);"
             "CREATE TABLE pipeline_run (id int, pipeline_uuid text, status text, variables json);"

@@ -21,7 +21,7 @@ from mlops.replay.world import World
 from mlops.stack.postgres import running
 from tests.fixtures.loop import CANDIDATES, CARD, customers, months_from
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.all_stages]  # `make faults`: minutes
 
 START, END = "2020-02", "2020-04"
 ROWS = 260
