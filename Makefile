@@ -125,7 +125,7 @@ test: lint ## Install the test tools, lint, and run all tests
 	.venv/bin/python -m pytest
 
 faults: setup-dev ## Kill every server at every stage of a retrain, and break the rest; CI plays four kills
-	.venv/bin/python -m pytest tests/e2e/test_faults.py --all-stages -s -rfE
+	.venv/bin/python -m pytest tests/e2e/test_faults.py tests/e2e/test_replay_live.py --all-stages -s -rfE
 
 compose-test: setup-dev ## Try the containers, and break them; REQUIRED=1 fails where it would skip
 	.venv/bin/python -m pytest tests/compose -s -rfE $(if $(REQUIRED),--required)
