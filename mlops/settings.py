@@ -56,6 +56,19 @@ class Settings(BaseSettings):
         1, ge=1, description="Of one candidate; the candidates run beside one another."
     )
 
+    search_trials: int = Field(
+        6, ge=0, description="Of each candidate, the file's own parameters first; 0: no search."
+    )
+    search_seconds: float = Field(
+        120.0, gt=0, description="After which a candidate's search begins no further trial."
+    )
+    search_folds: int = Field(
+        3, ge=1, description="Blocks of latest months by which trials are judged, each by the past."
+    )
+    ensemble_size: int = Field(
+        3, ge=0, description="Best candidates whose mean is one more candidate; 0: none."
+    )
+
     in_containers: bool = Field(False, description="Set by the images; names other commands.")
 
     # Where state lies
