@@ -80,7 +80,7 @@ class _Part(BaseModel):
 
 
 class Source(_Part):
-    """Where the data is published."""
+    """Where the data is published; without it, data is what MLOPS_DATA names, or a sample."""
 
     url: str = Field(pattern=r"^https?://", description="Address of the public archive.")
     members: tuple[Text, ...] = Field(
@@ -150,11 +150,13 @@ class TimeAxis(_Part):
 
     `month_order`: `column` holds month names, the rows are in order of time, the first is of
     `start`, and a month smaller than the one before starts a new year. `date`: `column` holds
-    dates written as `format`. A file that has `period_column` states its months itself.
+    dates written as `format`. `row_order`: the file tells no time, and its rows, oldest first, are
+    dealt evenly over the months from `start` to `end`. A file that has `period_column` states its
+    months itself, whatever the kind.
     """
 
-    kind: Literal["month_order", "date"]
-    column: Name
+    kind: Literal["month_order", "date", "row_order"]
+    column: Name | None = Field(None, description="Where the time stands; none with `row_order`.")
     format: str | None = Field(None, description="Of a date, as in strptime: %Y-%m-%d.")
     start: Period | None = Field(None, description="First period of the source.")
     end: Period | None = Field(None, description="Last period that the source can hold.")
@@ -176,6 +178,13 @@ class TimeAxis(_Part):
             raise ValueError("`kind: date` needs `format`, as in %Y-%m-%d")
         if self.kind == "month_order" and self.format is not None:
             raise ValueError("`format` belongs to `kind: date`")
+        if self.kind == "row_order":
+            if self.column is not None or self.format is not None:
+                raise ValueError("`kind: row_order` reads no column: take `column` and `format` out")
+            if self.start is None or self.end is None:
+                raise ValueError("`kind: row_order` needs `start` and `end`, the months to deal to")
+        elif self.column is None:
+            raise ValueError(f"`kind: {self.kind}` needs `column`, in which the time stands")
         if self.start and self.end and self.end < self.start:
             raise ValueError(f"end {self.end} is before start {self.start}")
         if self.start and self.history_until:

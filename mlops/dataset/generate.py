@@ -1,6 +1,6 @@
 """A sample that looks like a data set, generated from its published marginals; never real rows.
 
-For people without internet and without the file. The sample has the source's months, rows and
+For people without internet and without the file, and for cards whose data nobody publishes. The sample has the source's months, rows and
 positives by month, and each column's distribution by month: the same drift. Columns are drawn
 independently of one another, except where the card says that one follows another; which rows are
 positive is drawn by the yearly weights of evidence of their values, so there is something to learn
@@ -100,7 +100,8 @@ def generate_csv(card: Card, seed: int) -> bytes:
     """Return a generated file in the format of the source: same bytes for the same seed."""
     marginals = load_marginals(card)
     generator = np.random.default_rng(seed)
-    names = list(dict.fromkeys([*card.feature_names, card.time.column, card.target.column]))
+    time = card.time.column or card.time.period_column
+    names = list(dict.fromkeys([*card.feature_names, *([time] if time else []), card.target.column]))
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=card.separators[0], lineterminator="\n")
     writer.writerow(names)
@@ -115,14 +116,15 @@ def generate_csv(card: Card, seed: int) -> bytes:
         answers = np.full(month.rows, card.target.negative, dtype=object)
         answers[order[: month.positives]] = card.target.positive
         texts = {name: _texts(card.feature(name), drawn) for name, drawn in values.items()}
-        texts[card.time.column] = [_time_text(card, period)] * month.rows
+        if time:
+            texts[time] = [_time_text(card, period)] * month.rows
         texts[card.target.column] = answers.tolist()
         writer.writerows(zip(*(texts[name] for name in names), strict=True))
     return buffer.getvalue().encode()
 
 
 def _drawn(card: Card) -> set[str]:
-    return set(card.feature_names) - {card.time.column}
+    return {name for name in card.feature_names if name != card.time.column}
 
 
 def _draw(
@@ -182,4 +184,6 @@ def _time_text(card: Card, period: str) -> str:
     start = month_start(period)
     if card.time.kind == "month_order":
         return MONTHS[start.month - 1]
+    if card.time.kind == "row_order":
+        return period
     return start.strftime(card.time.format or "%Y-%m-%d")

@@ -20,6 +20,7 @@ from mlops.dataset.timeline import (
     periods_as_given,
     periods_by_date,
     periods_by_month_order,
+    periods_by_row_order,
     refuse_outside,
 )
 
@@ -107,7 +108,7 @@ def _decode(content: bytes, source: str) -> str:
 def _separator(text: str, card: Card, source: str) -> str:
     """Return the separator under which the header holds the most columns of the card."""
     line = text.lstrip("\r\n").splitlines()[0]
-    wanted = {card.target.column, card.time.column, *card.left_out}
+    wanted = {card.target.column, *_time_columns(card), *card.left_out}
     for feature in card.features:
         wanted |= {feature.name, *feature.aliases}
 
@@ -158,12 +159,12 @@ def _canonical_names(header: list[str], card: Card, source: str) -> list[str]:
     canonical = {alias: feature.name for feature in card.features for alias in feature.aliases}
     names = [canonical.get(name, name) for name in header]
     optional = set(card.left_out)
-    required = {card.target.column, card.time.column, *card.feature_names}
+    required = {card.target.column, *_time_columns(card), *card.feature_names}
     if card.time.period_column is not None:
         optional.add(card.time.period_column)
         if card.time.period_column in names:
-            required -= {card.time.column} - set(card.feature_names)
-            optional.add(card.time.column)
+            required -= _time_columns(card) - set(card.feature_names)
+            optional |= _time_columns(card)
     if not (required | optional).intersection(names):
         raise DataError(
             source,
@@ -200,7 +201,11 @@ def _canonical_names(header: list[str], card: Card, source: str) -> list[str]:
 
 
 def _in_order(card: Card) -> list[str]:
-    return list(dict.fromkeys([*card.feature_names, card.time.column, card.target.column]))
+    return list(dict.fromkeys([*card.feature_names, *_time_columns(card), card.target.column]))
+
+
+def _time_columns(card: Card) -> set[str]:
+    return set() if card.time.column is None else {card.time.column}
 
 
 def _or_aliases(card: Card, name: str) -> str:
@@ -266,11 +271,13 @@ def _targets(
 def _periods(table: _Table, card: Card, problems: list[str]) -> list[str] | None:
     time = card.time
     given = time.period_column is not None and time.period_column in table.columns
-    column = time.period_column if given and time.period_column else time.column
+    column = (time.period_column if given else time.column) or card.target.column
     values = table.columns[column]
     try:
         if given:
             periods = periods_as_given(values)
+        elif time.kind == "row_order":
+            periods = periods_by_row_order(len(values), time.start or "", time.end or "")
         elif time.kind == "date":
             periods = periods_by_date(values, time.format or "")
         else:

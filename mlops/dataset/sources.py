@@ -94,11 +94,13 @@ def _read(card: Card, settings: Settings, progress: Progress | None, sha256: str
     if given:
         return _read_given(card, given, settings.cache_dir, progress, sha256)
     if card.source is None:
-        raise DataError(card.path.name, ["the card has no source: set MLOPS_DATA to the data"])
+        if card.sample is None:
+            raise DataError(card.path.name, ["the card has no source: set MLOPS_DATA to the data"])
+        return _generated(card, settings.seed, "No public address of it stands in the card")
     try:
         content = _published(card, settings.cache_dir, progress)
     except UnreachableError as error:
-        return _generated(card, settings.seed, str(error))
+        return _generated(card, settings.seed, f"It could not be downloaded: {error}")
     return _raw(card, content, "download", card.source.url)
 
 
@@ -147,11 +149,17 @@ def _generated(card: Card, seed: int, reason: str) -> RawData:
         [
             "=" * 78,
             "THIS IS GENERATED DATA, NOT THE REAL DATA SET.",
-            f"{card.title} could not be downloaded: {reason}.",
-            "A sample was generated from the card's published marginals: it has the same months",
-            "and a similar drift, and no figure made from it says anything about the real world.",
-            "For the real data, go online, or set MLOPS_DATA to a copy of it (zip or CSV):",
-            f"  {card.source.url if card.source else ''}",
+            f"{card.title}: {reason[:1].lower()}{reason[1:]}.",
+            f"A sample was generated from the marginals in {card.sample.file if card.sample else ''}",
+            "and no figure made from it says anything about the real world.",
+            *(
+                [
+                    "For the real data, go online, or set MLOPS_DATA to a copy of it (zip or CSV):",
+                    f"  {card.source.url}",
+                ]
+                if card.source
+                else ["For real data, set MLOPS_DATA to a file with the card's columns (zip or CSV)."]
+            ),
             "=" * 78,
         ]
     )

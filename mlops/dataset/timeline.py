@@ -110,6 +110,22 @@ def periods_by_date(values: Sequence[str], date_format: str) -> list[str]:
     return [known[value] for value in values]
 
 
+def periods_by_row_order(rows: int, start: str, end: str) -> list[str]:
+    """Return the period of each of `rows` rows, dealt evenly, in order, from `start` to `end`.
+
+    What a file without any time allows. Raises TimelineError if a month would stay without a row.
+    """
+    months = period_range(start, end)
+    if rows < len(months):
+        raise TimelineError(
+            max(rows, 1),
+            f"{rows} rows in all",
+            f"at least one for each of the {len(months)} months from {start} to {end} "
+            "(`time` in the card)",
+        )
+    return [months[row * len(months) // rows] for row in range(rows)]
+
+
 def refuse_outside(periods: Sequence[str], start: str | None, end: str | None) -> None:
     """Raise TimelineError at the first period before `start` or after `end`; None is no bound."""
     wrong = {
