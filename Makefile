@@ -12,6 +12,10 @@ stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
 compose := $(or $(PYTHON),python3) docker/compose.py
 export PYTHON
+# CARD=name or path of another data set's card, for any target: MLOPS_CARD of this one command.
+ifneq ($(CARD),)
+export MLOPS_CARD := $(CARD)
+endif
 
 help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +56,7 @@ restore: ready ## Fill an empty state from a backup: FOLDER=backups/2026-01-31T1
 	@test -n "$(FOLDER)" || { echo "which backup? make restore FOLDER=backups/..." >&2; exit 2; }
 	@$(stack) restore "$(FOLDER)"
 
-demo: ## Set up, start, and run the whole loop once
+demo: ## Set up, start, and run the whole loop once; CARD=credit_card_churn for another data set
 	@started=$$(date +%s) && scripts/bootstrap && \
 	$(stack) demo --started $$started --installed $$(date +%s)
 

@@ -297,6 +297,14 @@ class Settings(BaseSettings):
         """Take a relative path from the repository's root, whatever folder a process runs in."""
         return None if value is None else ROOT / value.expanduser()
 
+    @field_validator("card")
+    @classmethod
+    def _absolute_card(cls, value: str) -> str:
+        """Take a card's file from the repository's root too; a name stays as it is."""
+        if "/" not in value and not value.endswith((".yaml", ".yml")):
+            return value
+        return str(ROOT / Path(value).expanduser())
+
     @field_validator("data")
     @classmethod
     def _absolute_file(cls, value: str | None) -> str | None:

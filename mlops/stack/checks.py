@@ -92,9 +92,11 @@ def card_problems(settings: Settings) -> list[str]:
     if not others:
         return []
     return [
-        f"this state belongs to card {', '.join(others)}, not to {name}: set MLOPS_STATE_DIR, "
-        "MLOPS_PAYLOADS_DIR, MLOPS_REPORTS_DIR and MLOPS_EXCHANGE_DIR to other folders for it, "
-        "or delete this state with `make clean`"
+        f"this state belongs to card {', '.join(others)}, not to {name}: go on with "
+        f"CARD={others[0]} (or MLOPS_CARD in .env), delete this state with `make clean`, or keep "
+        f"both: `make down`, then with MLOPS_STATE_DIR=.stack-{name} "
+        f"MLOPS_PAYLOADS_DIR=.stack-{name}/payloads MLOPS_REPORTS_DIR=.stack-{name}/reports "
+        "before each command of the new one"
     ]
 
 
