@@ -186,6 +186,7 @@ class StuckWatcher:
         self._judge = Judge(settings.mage_block_limit_s, sys.platform == "linux")
         self._over: dict[str, float] = {}
         self._given_up: dict[int, float] = {}
+        self._failed: set[int] = set()
         self._said = ""
 
     def look(self, now: float) -> None:
@@ -199,6 +200,9 @@ class StuckWatcher:
             for run in runs:
                 if run.id in reasons:
                     self._end(run, reasons[run.id])
+            # Mage's scheduler may have been about to queue a block when its run was failed, and
+            # writes so over the block's end: nobody would ever take it from the queue.
+            cancel_blocks(self._failed, self.settings)
             self._close_what_nobody_will(now)
             self._said = ""
         except psycopg2.Error as error:
@@ -223,6 +227,7 @@ class StuckWatcher:
         """Fail a run in Mage, end its processes, and write the outcome of its retrain."""
         if not fail_run(run, reason, self.settings):
             return  # it has ended by itself since
+        self._failed.add(run.id)
         for worker in workers_of(self._server):
             if worker.name in run.processes:
                 _kill(worker)
@@ -297,6 +302,21 @@ def fail_run(run: UnfinishedRun, reason: str, settings: Settings) -> bool:
             (run.id,),
         )
     return True
+
+
+def cancel_blocks(runs: Iterable[int], settings: Settings) -> None:
+    """Mark the unfinished blocks of failed runs as cancelled, in Mage; those of a run that a person
+    has begun anew are left. Raises psycopg2.Error."""
+    runs = list(runs)
+    if not runs:
+        return
+    with connect("mage", settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE block_run SET status = 'CANCELLED' WHERE pipeline_run_id IN"
+            " (SELECT id FROM pipeline_run WHERE id = ANY(%s) AND status = 'FAILED')"
+            " AND status IN ('INITIAL', 'QUEUED', 'RUNNING')",
+            (runs,),
+        )
 
 
 def workers_of(server: psutil.Process | None) -> list[Worker]:

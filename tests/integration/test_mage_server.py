@@ -363,7 +363,13 @@ def test_a_run_that_hangs_is_failed_and_the_next_one_runs(
         await_(found, 30, lambda: str(mage.run_status(run_id, settings)))
     ended = mage.run_status(run_id, settings)
     assert ended.status == "failed"
-    assert not {"running", "queued", "initial"} & set(ended.blocks.values())
+
+    def settled() -> bool:
+        watcher.look(next(looks) * (settings.mage_block_limit_s + 1.0))
+        blocks = mage.run_status(run_id, settings).blocks
+        return not {"running", "queued", "initial"} & set(blocks.values())
+
+    await_(settled, 20, lambda: str(mage.run_status(run_id, settings)))
     (line,) = said
     assert f"run {run_id} of {pipeline}" in line
     assert block in line

@@ -44,7 +44,6 @@ from mlops.training.trainings import finish_training, start_training
 from tests.fixtures.predict import PredictServer, make_rows
 from tests.fixtures.waiting import await_
 
-CARD_NAME = "deployment_test"
 ROWS = 300  # a month
 
 
@@ -65,11 +64,16 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def stack(
-    postgres: Settings, mlflow_server: str, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    postgres: Settings,
+    mlflow_server: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Stack]:
+    """A card of its own for each module: MLflow's registry, shared, keeps each one's champion."""
+    name = request.module.__name__.rpartition(".")[2]
     folder = tmp_path_factory.mktemp("deployment")
     content = yaml.safe_load(load_card("bank_marketing").path.read_text())
-    content["name"] = CARD_NAME
+    content["name"] = name
     content.pop("sample")
     (folder / "card.yaml").write_text(yaml.safe_dump(content))
     linear = {"class": "sklearn.linear_model.LogisticRegression", "scale": True}
@@ -100,13 +104,13 @@ def stack(
     train("second", "2009-02", card, one)
     server = PredictServer(settings)
     try:
-        yield Stack(settings, card, server, f"{CARD_NAME}-first", f"{CARD_NAME}-second")
+        yield Stack(settings, card, server, f"{name}-first", f"{name}-second")
     finally:
         server.stop()
 
 
 def train(name: str, end: str, card: Card, settings: Settings) -> None:
-    training_id = f"{CARD_NAME}-{name}"
+    training_id = f"{card.name}-{name}"
     with connect(settings=settings) as connection:
         start_training(connection, card, "test", "2008-11", end, training_id, settings)
     for candidate in yaml.safe_load(Path(settings.candidates).read_text()):
@@ -288,6 +292,9 @@ def test_month_that_is_not_to_come_is_refused_naming_those_that_are(stack: Stack
 
 
 def test_simulations_are_forgotten_and_nothing_else(stack: Stack) -> None:
+    # What was played twice may still be on its way a second time, and would come after the end.
+    with PredictClient(stack.server.url) as client:
+        await_(lambda: client.health()["log"]["pending"] == 0, 60)
     with database(stack) as connection:
         assert forget_simulations(connection) == ROWS
     assert rows_of(stack, "SELECT DISTINCT purpose FROM serving.predictions") == [("test",)]
@@ -421,7 +428,7 @@ def test_better_challenger_takes_over_and_the_champion_is_retired(
     assert rows_of(
         stack,
         "SELECT model_version, retired_at IS NULL FROM ops.deployments"
-        f" WHERE card = '{CARD_NAME}' ORDER BY id",
+        f" WHERE card = '{stack.card.name}' ORDER BY id",
     ) == [(champion, False), (done.version, True)]
 
 
@@ -469,7 +476,7 @@ def test_history_that_a_crash_left_behind_is_healed(stack: Stack) -> None:
 def history(stack: Stack, retired: bool) -> list[tuple[Any, ...]]:
     return rows_of(
         stack,
-        f"SELECT model_version, candidate FROM ops.deployments WHERE card = '{CARD_NAME}'"
+        f"SELECT model_version, candidate FROM ops.deployments WHERE card = '{stack.card.name}'"
         f" AND (retired_at IS NOT NULL) = {retired} ORDER BY id",
     )
 
