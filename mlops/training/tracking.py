@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 MODEL = "model"
 REFERENCE = "reference/reference.parquet"
 TRAINING_TAG, CANDIDATE_TAG, FAILURE_TAG = "training_id", "candidate", "failure"
+LEARNT_TAG = "learnt_at"
+"""When the learning was over, ISO 8601 in UTC; it took `fit_seconds`. What follows is logging."""
 TAG_LENGTH = 5000
 """MLflow's limit of a tag."""
 
@@ -135,11 +138,12 @@ def git_commit(folder: Path) -> str | None:
 
 def log(run_id: str, logged: Logged, settings: Settings) -> None:
     """Write parameters, data set, reference, model and metrics of a run."""
+    learnt_at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
     mlflow_client = client(settings)
     mlflow_client.log_batch(
         run_id,
         params=[Param(key, str(value)) for key, value in logged.params.items()],
-        tags=[RunTag("data_digest", logged.digest)],
+        tags=[RunTag("data_digest", logged.digest), RunTag(LEARNT_TAG, learnt_at)],
     )
     with tempfile.TemporaryDirectory(prefix="mlops-run-") as folder:
         path = Path(folder) / Path(REFERENCE).name
