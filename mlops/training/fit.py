@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 from sklearn.calibration import CalibratedClassifierCV
@@ -41,9 +39,9 @@ from mlops.dataset.windows import Window, split_window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import Candidate, get_candidate, make_classifier
-from mlops.training.errors import CandidateError
 from mlops.training.metrics import all_metrics, best_f1_threshold, best_profit_threshold
-from mlops.training.records import Training, lock, read_training
+from mlops.training.records import Training
+from mlops.training.runs import run_once
 
 logger = logging.getLogger(__name__)
 
@@ -69,33 +67,11 @@ def fit_candidate(
     Raises CandidateError, naming the candidate, with the run marked failed and tagged `failure`.
     """
     settings = settings or get_settings()
-    training = read_training(connection, training_id)
-    lock(connection, f"{training_id}/{name}")
-    client = tracking.client(settings)
-    experiment = tracking.experiment(client, training.card)
-    for earlier in tracking.runs(client, experiment, training_id, name):
-        if earlier.info.status == "FINISHED":
-            logger.info("%s was fitted already: run %s", name, earlier.info.run_id)
-            return _result(name, earlier)
-        if earlier.info.status != "FAILED":
-            client.set_terminated(earlier.info.run_id, "KILLED")
-    run = client.create_run(
-        experiment,
-        run_name=f"{name} {training.window_start}..{training.window_end}",
-        tags=tracking.tags(training, name),
-    )
-    run_id = run.info.run_id
-    try:
+
+    def work(training: Training, run_id: str) -> None:
         _fit_and_log(name, training, connection, settings, run_id)
-        client.set_terminated(run_id, "FINISHED")
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        _mark_failed(client, run_id, reason)
-        raise CandidateError(name, reason) from error
-    except BaseException:
-        _mark_failed(client, run_id, "interrupted", status="KILLED")
-        raise
-    return _result(name, client.get_run(run_id))
+
+    return run_once(name, training_id, connection, settings, work)
 
 
 def _fit_and_log(
@@ -330,15 +306,3 @@ def evaluate(
         **{f"validation_{key}": value for key, value in validation.items()},
         "validation_threshold": threshold,
     }
-
-
-def _result(name: str, run: Run) -> dict[str, Any]:
-    return {"run_id": run.info.run_id, "candidate": name, "metrics": dict(run.data.metrics)}
-
-
-def _mark_failed(client: Any, run_id: str, reason: str, status: str = "FAILED") -> None:
-    try:
-        client.set_tag(run_id, tracking.FAILURE_TAG, reason[: tracking.TAG_LENGTH])
-        client.set_terminated(run_id, status)
-    except MlflowException as error:  # MLflow may be what failed
-        logger.warning("run %s could not be marked %s: %s", run_id, status, error)
