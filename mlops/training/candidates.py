@@ -1,4 +1,4 @@
-"""What a training tries: classifiers and their parameters, read from YAML; never fits anything.
+"""What a training tries: classifiers, their parameters and search spaces, from YAML; never fits.
 
 A file of candidates names classes, and naming one means importing it: only classes of the packages
 in `ALLOWED_PACKAGES` are accepted.
@@ -9,18 +9,89 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 ALLOWED_PACKAGES = ("sklearn", "xgboost", "lightgbm")
 """Packages that a candidate's class may come from, and a stored model may be rebuilt from."""
 
 
+ClassWeight = Literal["none", "balanced"]
+Calibration = Literal["none", "sigmoid", "isotonic"]
+
+
 class CandidatesError(ValueError):
     """The file of candidates says something that cannot be used."""
+
+
+class Choices(BaseModel):
+    """A parameter that is one of a list; any value that YAML can write."""
+
+    model_config = ConfigDict(frozen=True)
+
+    values: list[Any]
+
+
+class Range(BaseModel):
+    """A parameter between two numbers, both included; whole numbers if both bounds are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    low: int | float
+    high: int | float
+    log: bool = Field(False, description="Drawn by its logarithm: for what spans powers of ten.")
+    step: int | float | None = Field(None, gt=0, description="Drawn in steps of it, from low on.")
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return all(isinstance(each, int) for each in (self.low, self.high, self.step or 1))
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Range:
+        if not self.low < self.high:
+            raise ValueError(f"found low {self.low} and high {self.high}, expected low < high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log: expected a low above 0, and no step")
+        return self
+
+
+def _dimension(value: Any) -> Choices | Range:
+    """Return what stands at a parameter of `search`; raises ValueError, which says what may."""
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("found an empty list, expected the choices")
+        if any(value.count(each) > 1 for each in value):
+            raise ValueError(f"found a choice twice in {value!r}")
+        return Choices(values=value)
+    if isinstance(value, dict):
+        try:
+            return Range.model_validate(value)
+        except ValidationError as error:
+            faults = [
+                ": ".join([*map(str, each["loc"][:1]), each["msg"].removeprefix("Value error, ")])
+                for each in error.errors()
+            ]
+            # A number that fits neither int nor float is told once, not twice.
+            raise ValueError(
+                f"found {value!r}, expected {{low, high}} with log or step if need be "
+                f"({'; '.join(dict.fromkeys(faults))})"
+            ) from None
+    raise ValueError(
+        f"found {value!r}, expected a list of choices, as in [0.1, 1], or a range, as in "
+        "{low: 0.1, high: 10, log: true}"
+    )
 
 
 class Candidate(BaseModel):
@@ -33,6 +104,15 @@ class Candidate(BaseModel):
     params: dict[str, Any] = Field({}, description="Arguments of the constructor.")
     scale: bool = Field(False, description="Whether numbers are standardised first.")
     max_rows: int | None = Field(None, ge=100, description="Fit on a sample of so many rows.")
+    class_weight: ClassWeight = Field(
+        "none", description="balanced: both answers weigh the same, by the weights of the rows."
+    )
+    calibration: Calibration = Field(
+        "none", description="Fitted out of fold on top of the classifier."
+    )
+    search: dict[str, Annotated[Choices | Range, BeforeValidator(_dimension)]] | None = Field(
+        None, description="What is tried of each parameter; None: the entry is not searched."
+    )
 
     @field_validator("class_path")
     @classmethod

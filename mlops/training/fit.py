@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from psycopg2.extensions import connection as Connection
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
 from sklearn.impute import SimpleImputer
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 from threadpoolctl import threadpool_limits
@@ -192,12 +193,50 @@ def fit_pipeline(
         )
         rows, weights = rows.iloc[kept], kept_weights
     pipeline = build_pipeline(card, candidate, settings.seed, settings.training_threads)
+    target = rows[TARGET].to_numpy()
     # BLAS and OpenMP take all cores by default, and every candidate has a process of its own.
     with threadpool_limits(limits=settings.training_threads):
-        pipeline.fit(
-            rows[card.feature_names], rows[TARGET].to_numpy(), classifier__sample_weight=weights
-        )
+        features = pipeline["vectoriser"].fit_transform(rows[card.feature_names], target)
+        if candidate.class_weight == "balanced":
+            _fit_balanced(pipeline["classifier"], features, target, weights)
+        else:
+            pipeline["classifier"].fit(features, target, sample_weight=weights)
+    # Here isotonic knots too near one another for float32 are merged (mlops.training.calibration).
     return Fitted(pipeline, rows)
+
+
+def balanced_weights(weights: NDArray[np.float64], target: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Return `weights` such that both answers weigh the same in the sum, 1 in the mean."""
+    shares = np.array([weights[target == answer].sum() for answer in (0, 1)]) / weights.sum()
+    counts = weights / (2 * shares[target])
+    return np.asarray(counts / counts.mean())
+
+
+def _fit_balanced(
+    classifier: Any, features: Any, target: NDArray[np.int8], weights: NDArray[np.float64]
+) -> None:
+    """Fit `classifier` with both answers weighing the same; a calibration, with the true weights.
+
+    Balanced weights move the level of the scores, and a calibration is there to put it right:
+    fitted with the same weights, as sklearn would, it would learn the moved one.
+    """
+    counts = balanced_weights(weights, target)
+    if not isinstance(classifier, CalibratedClassifierCV):
+        classifier.fit(features, target, sample_weight=counts)
+        return
+    inner = classifier.estimator
+    method = "decision_function" if hasattr(inner, "decision_function") else "predict_proba"
+    scores = cross_val_predict(
+        inner, features, target, cv=classifier.cv, method=method, params={"sample_weight": counts}
+    )
+    inner.fit(features, target, sample_weight=counts)
+    # As CalibratedClassifierCV does with ensemble=False, but for the two weights.
+    classifier.set_params(estimator=FrozenEstimator(inner)).fit(features, target, weights)
+    [calibrated] = classifier.calibrated_classifiers_
+    positive = np.asarray(scores if scores.ndim == 1 else scores[:, 1], dtype=np.float64)
+    calibrated.calibrators[0].fit(positive, target, weights)
+    calibrated.estimator = inner
+    classifier.set_params(estimator=inner)
 
 
 def recency_weights(periods: pd.Series, half_life_months: float) -> NDArray[np.float64]:
@@ -259,12 +298,15 @@ def build_pipeline(card: Card, candidate: Candidate, seed: int, threads: int = 1
         ("categories", one_hot, card.learnt_categories),
     ]
     classifier = make_classifier(candidate, seed, threads)
-    if not hasattr(classifier, "predict_proba"):
+    calibration = candidate.calibration
+    if calibration == "none" and not hasattr(classifier, "predict_proba"):
+        calibration = "sigmoid"
+    if calibration != "none":
         # Shuffled: the rows are in order of time, and a model of other months may rank a fold the
         # wrong way round, which would turn the fitted slope, and with it every score.
         folds = StratifiedKFold(CALIBRATION_FOLDS, shuffle=True, random_state=seed)
         classifier = CalibratedClassifierCV(
-            classifier, method="sigmoid", cv=folds, ensemble=False, n_jobs=threads
+            classifier, method=calibration, cv=folds, ensemble=False, n_jobs=threads
         )
     return Pipeline(
         [
