@@ -41,6 +41,9 @@ REFERENCE = "reference/reference.parquet"
 TRAINING_TAG, CANDIDATE_TAG, FAILURE_TAG = "training_id", "candidate", "failure"
 LEARNT_TAG = "learnt_at"
 """When the learning was over, ISO 8601 in UTC; it took `fit_seconds`. What follows is logging."""
+RECIPE_TAG = "recipe"
+"""The candidate as it was learnt with, so that it can be fitted again on other rows."""
+
 TAG_LENGTH = 5000
 """MLflow's limit of a tag."""
 
@@ -143,7 +146,11 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
     mlflow_client.log_batch(
         run_id,
         params=[Param(key, str(value)) for key, value in logged.params.items()],
-        tags=[RunTag("data_digest", logged.digest), RunTag(LEARNT_TAG, learnt_at)],
+        tags=[
+            RunTag("data_digest", logged.digest),
+            RunTag(LEARNT_TAG, learnt_at),
+            RunTag(RECIPE_TAG, recipe_text(logged.candidate)),
+        ],
     )
     with tempfile.TemporaryDirectory(prefix="mlops-run-") as folder:
         path = Path(folder) / Path(REFERENCE).name
@@ -160,6 +167,20 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
             for key, value in logged.metrics.items()
         ],
     )
+
+
+def recipe_text(candidate: Candidate) -> str:
+    """Return a candidate as JSON, as it was learnt with: without what was searched for it."""
+    return candidate.model_dump_json(by_alias=True, exclude={"search"})
+
+
+def recipe_of(run: Run) -> Candidate | None:
+    """Return the candidate that a run was learnt with; None where the run does not say.
+
+    It names a class, which is imported when it is fitted: `Candidate` allows a few packages only.
+    """
+    text = run.data.tags.get(RECIPE_TAG)
+    return None if text is None else Candidate.model_validate_json(text)
 
 
 def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> None:
