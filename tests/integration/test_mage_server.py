@@ -110,10 +110,7 @@ def server(
     data = folder / "sample.csv"
     data.write_bytes(generate_csv(load_card("bank_marketing"), seed=1))
     settings = postgres.model_copy(update={"data": str(data)})
-    # What the tests of other modules have left in the shared server.
-    with connect(settings=settings) as connection, connection.cursor() as cursor:
-        cursor.execute("DROP TABLE IF EXISTS data.bank_marketing")
-        cursor.execute("TRUNCATE ops.ingested_files, ops.trainings, ops.retrains")
+    forget_data(settings)  # what the tests of other modules have left in the shared server
     running = Server(settings, folder / "mage.log")
     try:
         running.start()
@@ -127,6 +124,26 @@ def run(server: Server, pipeline: str, **variables: object) -> mage.Run:
     return mage.wait_for_run(run_id, 90, settings=server.settings)
 
 
+def forget_data(settings: Settings) -> None:
+    with connect(settings=settings) as connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS data.bank_marketing")
+        cursor.execute("TRUNCATE ops.ingested_files, ops.trainings, ops.retrains")
+
+
+@pytest.fixture
+def without_data(server: Server) -> None:
+    forget_data(server.settings)
+
+
+@pytest.fixture
+def prepared(server: Server) -> None:
+    with connect(settings=server.settings) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM ops.ingested_files")
+        stored = cursor.fetchone()
+    if stored == (0,):
+        run(server, "prepare")
+
+
 def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -134,6 +151,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("without_data")
 def test_training_without_data_fails_and_names_block_reason_and_log(server: Server) -> None:
     with pytest.raises(mage.PipelineFailed) as failed:
         run(server, "train")
@@ -162,6 +180,7 @@ def outcome_of(server: Server, retrain_id: str) -> tuple[str, str, str]:
     return written[0]
 
 
+@pytest.mark.usefixtures("without_data")
 def test_a_retrain_that_fails_is_written_as_failed_with_its_reason(server: Server) -> None:
     with pytest.raises(mage.PipelineFailed):
         run(server, "retrain", retrain_id="r-1", cause="a test")
@@ -171,6 +190,7 @@ def test_a_retrain_that_fails_is_written_as_failed_with_its_reason(server: Serve
     assert "run the pipeline prepare" in reason
 
 
+@pytest.mark.usefixtures("without_data")
 def test_prepare_runs_over_the_api_and_stores_the_rows(server: Server) -> None:
     said: list[str] = []
     run_id = mage.trigger_pipeline("prepare", {}, server.settings)
@@ -187,6 +207,7 @@ def test_prepare_runs_over_the_api_and_stores_the_rows(server: Server) -> None:
     assert rows == stored > 1000
 
 
+@pytest.mark.usefixtures("prepared")
 def test_a_retrain_whose_parallel_blocks_fail_is_written_as_failed(server: Server) -> None:
     """Without MLflow no candidate can be fitted."""
     with pytest.raises(mage.PipelineFailed) as failed:
@@ -198,6 +219,7 @@ def test_a_retrain_whose_parallel_blocks_fail_is_written_as_failed(server: Serve
     assert server.settings.mlflow_url.removeprefix("http://").partition(":")[2] in reason
 
 
+@pytest.mark.usefixtures("prepared")
 def test_prepare_again_is_no_new_data(server: Server) -> None:
     run(server, "prepare")
     with connect(settings=server.settings) as connection, connection.cursor() as cursor:
@@ -328,9 +350,10 @@ def working(server: Server, run_id: int) -> dict[str, stuck.Worker]:
     return {worker.name: worker for worker in workers if worker.name in names}
 
 
+@pytest.mark.usefixtures("prepared")
 @pytest.mark.parametrize(
     ("pipeline", "block"),
-    [("retrain", "train/fit_candidate"), ("train", "train/fit_candidate"), ("test", "test/score")],
+    [("retrain", "train/fit_candidate"), ("test", "test/score")],
 )
 def test_a_run_that_hangs_is_failed_and_the_next_one_runs(
     server: Server, pipeline: str, block: str
