@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pandas as pd
+from sklearn.ensemble import VotingClassifier
 
 from mlops.dataset.card import Card
 from mlops.training.fit import score_window
@@ -242,9 +243,14 @@ def _convert(pipeline: Any, card: Card) -> bytes:
     from skl2onnx import to_onnx
     from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
-    _register_xgboost()
+    from mlops.serving.converters import register
+
+    register()
     if list(pipeline.classes_) != [0, 1]:
         raise ExportError(f"the classes are {list(pipeline.classes_)}, expected [0, 1]")
+    classifier = pipeline.steps[-1][1]
+    if isinstance(classifier, VotingClassifier):
+        return _mean([_convert(member, card) for member in classifier.estimators_])
     types = [
         (
             feature.name,
@@ -252,7 +258,6 @@ def _convert(pipeline: Any, card: Card) -> bytes:
         )
         for feature in card.features
     ]
-    classifier = pipeline.steps[-1][1]
     try:
         graph = to_onnx(
             pipeline,
@@ -270,17 +275,34 @@ def _convert(pipeline: Any, card: Card) -> bytes:
     return bytes(graph.SerializeToString())
 
 
-def _register_xgboost() -> None:
-    """Teach skl2onnx the classifier that it does not know; harmless if done before."""
-    from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
-    from skl2onnx import update_registered_converter
-    from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
-    from xgboost import XGBClassifier
+def _mean(contents: list[bytes]) -> bytes:
+    """Return the models as one, which answers the mean of theirs; inputs and outputs stay."""
+    import onnx
+    from onnx.compose import add_prefix
 
-    update_registered_converter(
-        XGBClassifier,
-        "XGBoostXGBClassifier",
-        calculate_linear_classifier_output_shapes,
-        convert_xgboost,
-        options={"nocl": [True, False], "zipmap": [True, False, "columns"]},
+    first = onnx.load_from_string(contents[0])
+    label, probabilities = first.graph.output
+    members = [
+        add_prefix(onnx.load_from_string(content), f"member_{place}_", rename_inputs=False).graph
+        for place, content in enumerate(contents)
+    ]
+    graph = onnx.helper.make_graph(
+        [
+            *(node for member in members for node in member.node),
+            onnx.helper.make_node(
+                "Mean", [member.output[1].name for member in members], [OUTPUT], name="mean"
+            ),
+            onnx.helper.make_node(
+                "ArgMax", [OUTPUT], [label.name], name="label", axis=1, keepdims=0
+            ),
+        ],
+        "mean",
+        first.graph.input,
+        [label, probabilities],
+        [each for member in members for each in member.initializer],
     )
+    model = onnx.helper.make_model(
+        graph, opset_imports=first.opset_import, ir_version=first.ir_version
+    )
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())

@@ -39,6 +39,7 @@ from mlops.dataset.timeline import months_between
 from mlops.dataset.windows import Window, split_window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
+from mlops.training.calibration import exact
 from mlops.training.candidates import Candidate, get_candidate, make_classifier
 from mlops.training.metrics import all_metrics, best_f1_threshold, best_profit_threshold
 from mlops.training.records import Training
@@ -201,7 +202,7 @@ def fit_pipeline(
             _fit_balanced(pipeline["classifier"], features, target, weights)
         else:
             pipeline["classifier"].fit(features, target, sample_weight=weights)
-    # Here isotonic knots too near one another for float32 are merged (mlops.training.calibration).
+    exact(pipeline["classifier"], settings.parity_tolerance)
     return Fitted(pipeline, rows)
 
 
