@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate rollback release \
 	promote shadow test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
-	setup-peers bench-serving bench-load bench-replay replay fuzz faults
+	setup-peers bench-serving bench-load bench-replay bench-training bench-growth replay fuzz faults
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -110,6 +110,12 @@ bench-load: setup-dev ## Load the predict API while versions change and Postgres
 
 bench-replay: setup-dev ## Say what retraining is worth on 2009-01 … 2010-11, and what it costs: two minutes
 	@.venv/bin/python -W ignore -m benchmarks.replay
+
+bench-training: setup-dev ## Measure the five candidates beside the plain way, and what the pipeline adds
+	@.venv/bin/python -W ignore -m benchmarks.training $(if $(ROUNDS),--rounds $(ROUNDS))
+
+bench-growth: setup-dev ## Say what each candidate takes with 45 thousand, 450 thousand and 4.5 million rows
+	@.venv/bin/python -W ignore -m benchmarks.growth
 
 replay: setup-dev ## Play 2009-01 … 2010-11 as life would, on a stack of its own; FAST=1 in memory
 	@.venv/bin/python -W ignore -m mlops.replay $(if $(FAST),--fast)
