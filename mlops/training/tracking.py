@@ -30,7 +30,7 @@ from sklearn.pipeline import Pipeline
 
 from mlops.dataset.card import TARGET, Card, Costs
 from mlops.settings import ROOT, Settings
-from mlops.training.candidates import ALLOWED_PACKAGES, Candidate
+from mlops.training.candidates import ALLOWED_PACKAGES, ENSEMBLE, Candidate
 from mlops.training.errors import TrainingError
 from mlops.training.records import Training
 
@@ -149,7 +149,7 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
         tags=[
             RunTag("data_digest", logged.digest),
             RunTag(LEARNT_TAG, learnt_at),
-            RunTag(RECIPE_TAG, recipe_text(logged.candidate)),
+            *_recipe_tags(logged.candidate),
         ],
     )
     with tempfile.TemporaryDirectory(prefix="mlops-run-") as folder:
@@ -167,6 +167,13 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
             for key, value in logged.metrics.items()
         ],
     )
+
+
+def _recipe_tags(candidate: Candidate) -> list[RunTag]:
+    """An ensemble has none: it is not fitted, its members are."""
+    if candidate.name == ENSEMBLE:
+        return []
+    return [RunTag(RECIPE_TAG, recipe_text(candidate))]
 
 
 def recipe_text(candidate: Candidate) -> str:
@@ -204,6 +211,7 @@ def _log_dataset(mlflow_client: MlflowClient, run_id: str, logged: Logged) -> No
 def _log_model(run_id: str, logged: Logged, settings: Settings) -> str:
     example = logged.reference[logged.card.feature_names].head(_EXAMPLE_ROWS)
     mlflow_client = client(settings)
+    types = trusted_types(skops.io.dumps(logged.pipeline))
     # Made here, or it would belong to the global active experiment, and not be found by its run.
     model = mlflow_client.create_logged_model(
         mlflow_client.get_run(run_id).info.experiment_id, name=MODEL, source_run_id=run_id
@@ -222,9 +230,9 @@ def _log_model(run_id: str, logged: Logged, settings: Settings) -> str:
         input_example=example,
         pyfunc_predict_fn="predict_proba",
         serialization_format="skops",
-        skops_trusted_types=trusted_types(skops.io.dumps(logged.pipeline)),
+        skops_trusted_types=types,
         # Named here, or MLflow imports the model in a process of its own to find them: seconds.
-        pip_requirements=_requirements(logged.candidate),
+        pip_requirements=_requirements(types),
     )
     return str(model.model_id)
 
@@ -312,11 +320,11 @@ def trusted_types(content: bytes) -> list[str]:
     return list(unknown)
 
 
-def _requirements(candidate: Candidate) -> list[str]:
+def _requirements(types: list[str]) -> list[str]:
+    """Return what loading a pipeline needs; `types` are those in it that skops does not know."""
     names = ["scikit-learn", "numpy", "pandas", "skops"]
-    package = candidate.class_path.partition(".")[0]
-    if package != "sklearn":
-        names.append(_distribution(package))
+    packages = {name.partition(".")[0] for name in types} & set(ALLOWED_PACKAGES) - {"sklearn"}
+    names += [_distribution(package) for package in sorted(packages)]
     return [f"{name}=={metadata.version(name)}" for name in names]
 
 
