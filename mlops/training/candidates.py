@@ -26,6 +26,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 ALLOWED_PACKAGES = ("sklearn", "xgboost", "lightgbm")
 """Packages that a candidate's class may come from, and a stored model may be rebuilt from."""
 
+ENSEMBLE = "Ensemble"
+"""The mean of the best ones (`mlops.training.ensemble`): no entry of a file may be called so."""
+
 
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "sigmoid", "isotonic"]
@@ -146,6 +149,9 @@ def load_candidates(path: Path) -> dict[str, Candidate]:
             mistakes.append(
                 f"{name}: found {entry!r}, expected keys: class, params, scale, max_rows"
             )
+            continue
+        if name == ENSEMBLE:
+            mistakes.append(f"{name}: the mean of the best candidates is called so: rename it")
             continue
         try:
             candidates[str(name)] = Candidate.model_validate({**entry, "name": str(name)})

@@ -65,6 +65,21 @@ def run_once(
     return _result(name, client.get_run(run_id))
 
 
+def by_candidate(runs: list[Run], names: list[str]) -> dict[str, Run | None]:
+    """Return the run that counts of each of `names`, None where there is none, and of any other.
+
+    `runs` are a training's, the earliest first. Of several finished ones the earliest counts, else
+    the latest of those that are not.
+    """
+    chosen: dict[str, Run | None] = dict.fromkeys(names)
+    for run in runs:
+        name = run.data.tags[tracking.CANDIDATE_TAG]
+        kept = chosen.get(name)
+        if kept is None or kept.info.status != "FINISHED":
+            chosen[name] = run
+    return chosen
+
+
 def _result(name: str, run: Run) -> dict[str, Any]:
     return {"run_id": run.info.run_id, "candidate": name, "metrics": dict(run.data.metrics)}
 

@@ -23,11 +23,13 @@ from mlops.dataset.rows import data_digest, load_window
 from mlops.dataset.timeline import month_start
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
-from mlops.training.candidates import load_candidates, make_classifier
+from mlops.training.candidates import ENSEMBLE, load_candidates, make_classifier
 from mlops.training.data_checks import require_quality
+from mlops.training.ensemble import finished_runs, has_ensemble
 from mlops.training.errors import TrainingError
 from mlops.training.ranking import in_order, squared_errors
 from mlops.training.records import Training, find_training, lock, read_training
+from mlops.training.runs import by_candidate
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,8 @@ def finish_training(
     client = tracking.client(settings)
     runs = tracking.runs(client, tracking.experiment(client, training.card), training_id)
     names = list(load_candidates(settings.candidates))
+    if has_ensemble(finished_runs(runs, names), settings):
+        names.append(ENSEMBLE)
     leaderboard = rank(
         runs, names, lambda run_id: squared_errors(tracking.load_reference(run_id, settings))
     )
@@ -119,19 +123,13 @@ def rank(
     id. Where a candidate has several finished runs the earliest counts. One that has no run at all
     is told as failed.
     """
-    chosen: dict[str, Run | None] = dict.fromkeys(names)
-    for run in runs:
-        name = run.data.tags[tracking.CANDIDATE_TAG]
-        kept = chosen.get(name)
-        if kept is None or kept.info.status != "FINISHED":
-            chosen[name] = run
-    entries = [_entry(name, run) for name, run in chosen.items()]
+    entries = [_entry(name, run) for name, run in by_candidate(runs, names).items()]
     finished = {each["candidate"]: each for each in entries if each["status"] == "finished"}
     order = in_order(
         {name: entry["metrics"] for name, entry in finished.items()},
         lambda name: errors(finished[name]["run_id"]),
     )
-    failed = sorted(set(names) - set(order))
+    failed = sorted({each["candidate"] for each in entries} - set(order))
     entries.sort(key=lambda entry: [*order, *failed].index(entry["candidate"]))
     for place, entry in enumerate(entries, start=1):
         entry["rank"] = place if entry["status"] == "finished" else None
