@@ -1,7 +1,7 @@
 """`make bench-replay`: what retraining is worth on the real months, and how often it cries wolf.
 
 Plays the three policies in memory (`mlops.replay`), then judges months in which nothing happens
-(`mlops.monitoring.false_alarms`). Writes benchmarks/results/replay.json, redraws the table of
+(`mlops.replay.false_alarms`). Writes benchmarks/results/replay.json, redraws the table of
 docs/retraining.md and its picture, and ends with one line of JSON.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import commit, draw, machine, say
-from mlops.monitoring.false_alarms import SHUFFLES, measure_false_alarms
+from mlops.replay.false_alarms import SHUFFLES, measure_false_alarms
 from mlops.replay.fast import START, Asked, own_ground, play_fast
 from mlops.replay.figures import Month, Policy
 from mlops.settings import ROOT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -281,39 +282,64 @@ def evaluate_gate(
     run = _run(card, challenger_version, settings)
     rows, scores = _evidence(connection, card, challenger_version, run, settings)
     champion_fitted = None if rival is None else _fitted(_run(card, rival, settings))
-    unseen = np.ones(len(rows), dtype=bool)
-    if champion_fitted is not None:
-        first, last = champion_fitted.split("..")
-        unseen = ~rows[PERIOD].between(first, last).to_numpy()
-    enough = rival is None or unseen.sum() >= max(1, settings.gate_min_rows)
-    rival_scores = None
-    if enough:
-        rows, scores = rows[unseen], scores[unseen]
-        if rival is not None:
-            rival_scores = score_window(load_pipeline(card, rival, settings), card, rows)
-    decision = decide(
-        scores,
-        rival_scores,
+    decision = decide_on_unseen(
         rows,
+        scores,
+        champion_fitted,
+        lambda unseen: score_window(load_pipeline(card, str(rival), settings), card, unseen),
         card,
         # What was positive before the rows that are compared: the guess must not know them.
         run.data.metrics.get("earlier_positive_rate", run.data.metrics["fitting_positive_rate"]),
         settings,
     )
-    start, end = str(rows[PERIOD].min()), str(rows[PERIOD].max())
     numbers = {
         **decision.numbers,
         "challenger": challenger_version,
         "champion": champion_version,
+        "challenger_fitted": _fitted(run),
+    }
+    if champion_version == challenger_version:
+        return GateDecision(True, f"version {challenger_version} is in production already", numbers)
+    return GateDecision(decision.promote, decision.reason, numbers)
+
+
+def decide_on_unseen(
+    rows: pd.DataFrame,
+    scores: NDArray[np.float64],
+    champion_fitted: str | None,
+    score_champion: Callable[[pd.DataFrame], NDArray[np.float64]],
+    card: Card,
+    base_rate: float,
+    settings: Settings,
+) -> GateDecision:
+    """Return the decision on those of `rows` that the champion was not fitted on.
+
+    `rows` (n) has the features, `target` and `period`, `scores` (n) are the challenger's;
+    `champion_fitted` is the champion's first and last period ("2008-05..2009-02"), None if there is
+    none. `score_champion` is asked for its scores of the rows that are left. If these are fewer
+    than `gate_min_rows`, nothing is promoted, and the numbers are the challenger's on all rows. A
+    replay decides by this as a deployment does.
+    """
+    unseen = np.ones(len(rows), dtype=bool)
+    if champion_fitted is not None:
+        first, last = champion_fitted.split("..")
+        unseen = ~rows[PERIOD].between(first, last).to_numpy()
+    enough = champion_fitted is None or unseen.sum() >= max(1, settings.gate_min_rows)
+    champion_scores = None
+    if enough:
+        rows, scores = rows[unseen], scores[unseen]
+        if champion_fitted is not None:
+            champion_scores = score_champion(rows)
+    decision = decide(scores, champion_scores, rows, card, base_rate, settings)
+    start, end = str(rows[PERIOD].min()), str(rows[PERIOD].max())
+    numbers = {
+        **decision.numbers,
         "window_start": start,
         "window_end": end,
         "window_rows": len(unseen),
         "unseen_rows": int(unseen.sum()),
-        "challenger_fitted": _fitted(run),
         "champion_fitted": champion_fitted,
     }
-    if champion_version == challenger_version:
-        return GateDecision(True, f"version {challenger_version} is in production already", numbers)
     if enough:
         return GateDecision(decision.promote, decision.reason, numbers)
     known = f", which was fitted on {champion_fitted}" if unseen.sum() < len(unseen) else ""

@@ -1,6 +1,6 @@
 """Play one policy month by month in memory: score, measure, alert, retrain, gate, deploy.
 
-It calls what the loop calls (learning, `measure_month`, the rules, `decide`), without MLflow, Mage
+It calls what the loop calls (learning, `measure_month`, the rules, the gate), without MLflow, Mage
 and HTTP. It decides nothing of its own, and starts no server: the Postgres for the rules is given.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from mlops.dataset.card import PERIOD, SCORE
+from mlops.dataset.card import SCORE
 from mlops.dataset.errors import DataError
 from mlops.monitoring.monitor import measure_month
-from mlops.registry.gate import GateDecision, decide
+from mlops.registry.gate import GateDecision, decide_on_unseen
 from mlops.replay.figures import Month, Policy, Replayed, Retrain, Scored, month_figures
 from mlops.replay.learning import Challenger, Learner
 from mlops.replay.watch import Measured, Wanted, Watch
@@ -177,25 +177,15 @@ class _Replay:
         return retrain
 
     def _gate(self, challenger: Challenger) -> GateDecision:
-        """Return the decision on those validation rows that neither was fitted on.
-
-        The challenger's own scores are out of fold.
-        """
+        """Return the decision on the challenger's validation, whose scores are out of fold."""
+        champion, card = self.champion.logged, self.world.card
         rows = challenger.logged.reference
-        start, end = self.champion.logged.params["fitting_periods"].split("..")
-        rows = rows[~rows[PERIOD].between(start, end)]
-        if len(rows) < self.settings.gate_min_rows:
-            return GateDecision(
-                False,
-                f"no comparison: {len(rows)} labelled rows are unseen by both, "
-                f"{self.settings.gate_min_rows} are asked (gate_min_rows)",
-                {},
-            )
-        return decide(
-            rows[SCORE],
-            score_window(self.champion.logged.pipeline, self.world.card, rows),
+        return decide_on_unseen(
             rows,
-            self.world.card,
+            rows[SCORE].to_numpy(),
+            champion.params["fitting_periods"],
+            lambda unseen: score_window(champion.pipeline, card, unseen),
+            card,
             challenger.logged.metrics["earlier_positive_rate"],
             self.settings,
         )

@@ -20,9 +20,9 @@ from mlops.alerting.states import advance
 from mlops.database import connect
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.sources import read_source
-from mlops.monitoring.false_alarms import deal_anew, judge_shuffles
 from mlops.monitoring.monitor import measure_month, store_columns, store_metrics
 from mlops.registry.models import record_deployment
+from mlops.replay.false_alarms import deal_anew, judge_shuffles
 from mlops.settings import Settings
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)

@@ -1,6 +1,6 @@
 """How often the rules alarm where nothing has happened: months dealt anew, so that none differs.
 
-    python -m mlops.monitoring.false_alarms --shuffles 20
+    python -m mlops.replay.false_alarms --shuffles 20
 
 All rows are pooled and dealt at random to the months, whose sizes stay. Time then says nothing, so
 whatever alarms is a false alarm. A champion is learnt from the months before its first, as a
@@ -231,7 +231,7 @@ def _ask(rule: Rule, connection: Connection) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print each alarm and, on the last line, the figures as JSON; return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m mlops.monitoring.false_alarms",
+        prog="python -m mlops.replay.false_alarms",
         description=(__doc__ or "").splitlines()[0],
     )
     parser.add_argument("--shuffles", type=int, default=SHUFFLES, help=f"default: {SHUFFLES}")
