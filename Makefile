@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up status logs down clean backup restore demo run simulate rollback release \
+.PHONY: help setup setup-dev up status logs down clean backup restore demo card run simulate rollback release \
 	promote shadow test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
 	setup-peers bench-serving bench-load bench-replay bench-training bench-growth replay fuzz faults
@@ -59,6 +59,10 @@ restore: ready ## Fill an empty state from a backup: FOLDER=backups/2026-01-31T1
 demo: ## Set up, start, and run the whole loop once; CARD=credit_card_churn for another data set
 	@started=$$(date +%s) && scripts/bootstrap && \
 	$(stack) demo --started $$started --installed $$(date +%s)
+
+card: setup ## Draft the card of a file of your own: CSV=path, NAME=of_the_card
+	@test -n "$(CSV)" || { echo "which file? make card CSV=customers.csv" >&2; exit 2; }
+	@.venv/bin/python -W ignore -m mlops.dataset.draft "$(CSV)" $(if $(NAME),--name "$(NAME)")
 
 compose-up: ## Start every server as a container, and wait until all are healthy
 	@$(compose) up $(SERVICES)

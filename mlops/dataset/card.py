@@ -30,8 +30,8 @@ PERIOD = "period"
 SCORE = "score"
 """Column of rows that a model has scored: its probability, in a reference one out of fold."""
 
-RESERVED = frozenset({TARGET, PERIOD, "row", "sha256"})
-"""Columns that every frame or stored table has beside a card's own."""
+RESERVED = frozenset({TARGET, PERIOD, SCORE, "row", "sha256"})
+"""Columns that a frame or stored table has beside a card's own."""
 
 _IDENTIFIER_BYTES = 63  # longest name that Postgres keeps whole
 
@@ -180,7 +180,9 @@ class TimeAxis(_Part):
             raise ValueError("`format` belongs to `kind: date`")
         if self.kind == "row_order":
             if self.column is not None or self.format is not None:
-                raise ValueError("`kind: row_order` reads no column: take `column` and `format` out")
+                raise ValueError(
+                    "`kind: row_order` reads no column: take `column` and `format` out"
+                )
             if self.start is None or self.end is None:
                 raise ValueError("`kind: row_order` needs `start` and `end`, the months to deal to")
         elif self.column is None:
@@ -250,6 +252,7 @@ class Card(_Part):
     question: Text
     source: Source | None = None
     separators: tuple[Literal[";", ",", "\t", "|"], ...] = Field((",",), min_length=1)
+    decimal: Literal[".", ","] = Field(".", description="What the files write between 1 and 5.")
     missing: tuple[Text, ...] = Field(("",), description="Texts that mean missing in any column.")
     target: Target
     features: tuple[Feature, ...] = Field(min_length=1)
@@ -282,6 +285,8 @@ class Card(_Part):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Card:
+        if self.decimal in self.separators:
+            raise ValueError(f"{self.decimal!r} is both `decimal` and one of `separators`")
         names = set(self.feature_names)
         if self.target.column in names:
             raise ValueError(f"the target {self.target.column!r} is listed as a feature: leakage")

@@ -1,7 +1,8 @@
 """A sample that looks like a data set, generated from its published marginals; never real rows.
 
-For people without internet and without the file, and for cards whose data nobody publishes. The sample has the source's months, rows and
-positives by month, and each column's distribution by month: the same drift. Columns are drawn
+For people without internet and without the file, and for cards whose data nobody publishes (then
+the marginals were made by hand). The sample has the source's months, rows and positives by month,
+and each column's distribution by month: the same drift. Columns are drawn
 independently of one another, except where the card says that one follows another; which rows are
 positive is drawn by the yearly weights of evidence of their values, so there is something to learn
 that holds out of time. The file of marginals is written by `python -m mlops.dataset.derive`.
@@ -101,7 +102,9 @@ def generate_csv(card: Card, seed: int) -> bytes:
     marginals = load_marginals(card)
     generator = np.random.default_rng(seed)
     time = card.time.column or card.time.period_column
-    names = list(dict.fromkeys([*card.feature_names, *([time] if time else []), card.target.column]))
+    names = list(
+        dict.fromkeys([*card.feature_names, *([time] if time else []), card.target.column])
+    )
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=card.separators[0], lineterminator="\n")
     writer.writerow(names)
@@ -115,7 +118,7 @@ def generate_csv(card: Card, seed: int) -> bytes:
         order = np.argsort(-(evidence + generator.gumbel(size=month.rows)), kind="stable")
         answers = np.full(month.rows, card.target.negative, dtype=object)
         answers[order[: month.positives]] = card.target.positive
-        texts = {name: _texts(card.feature(name), drawn) for name, drawn in values.items()}
+        texts = {name: _texts(card.feature(name), v, card.decimal) for name, v in values.items()}
         if time:
             texts[time] = [_time_text(card, period)] * month.rows
         texts[card.target.column] = answers.tolist()
@@ -171,13 +174,16 @@ def _evidence(values: NDArray[Any], weights: NumberWeights | Shares) -> NDArray[
     return np.array([weights.get(value, 0.0) for value in values], dtype=np.float64)
 
 
-def _texts(feature: Feature, values: NDArray[Any]) -> list[str]:
+def _texts(feature: Feature, values: NDArray[Any], decimal: str) -> list[str]:
     """Write values as the source writes them, with its own marker for missing."""
     marker = feature.missing[0] if feature.missing else ""
     if feature.kind == "category":
         return [value or marker for value in values.tolist()]
     form = "{:.0f}" if feature.integer else "{:.6g}"
-    return [marker if value != value else form.format(value) for value in values.tolist()]
+    return [
+        marker if value != value else form.format(value).replace(".", decimal)
+        for value in values.tolist()
+    ]
 
 
 def _time_text(card: Card, period: str) -> str:

@@ -231,6 +231,10 @@ def _numbers(
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     texts = pd.Series(table.columns[feature.name], dtype=object)
     absent = texts.isin([*card.missing, *feature.missing]).to_numpy()
+    if card.decimal != ".":
+        # A point is then no decimal one: what it means is not guessed.
+        written = texts.where(~texts.str.contains(".", regex=False), "?")
+        texts = written.str.replace(card.decimal, ".", regex=False)
     values = pd.to_numeric(texts.where(~absent, None), errors="coerce").to_numpy(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         wrong = ~absent & ~np.isfinite(values.astype(np.float32))

@@ -145,12 +145,13 @@ def _raw(
 
 
 def _generated(card: Card, seed: int, reason: str) -> RawData:
+    file = card.sample.file if card.sample else ""
     notice = "\n".join(
         [
             "=" * 78,
             "THIS IS GENERATED DATA, NOT THE REAL DATA SET.",
             f"{card.title}: {reason[:1].lower()}{reason[1:]}.",
-            f"A sample was generated from the marginals in {card.sample.file if card.sample else ''}",
+            f"A sample was generated from the marginals in {file}",
             "and no figure made from it says anything about the real world.",
             *(
                 [
@@ -158,7 +159,9 @@ def _generated(card: Card, seed: int, reason: str) -> RawData:
                     f"  {card.source.url}",
                 ]
                 if card.source
-                else ["For real data, set MLOPS_DATA to a file with the card's columns (zip or CSV)."]
+                else [
+                    "For real data, set MLOPS_DATA to a file with the card's columns (zip or CSV)."
+                ]
             ),
             "=" * 78,
         ]
