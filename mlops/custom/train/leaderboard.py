@@ -8,11 +8,11 @@ if "custom" not in globals():
 
 
 @custom
-def leaderboard(fitted, *_upstream, **_variables):
-    training_id = fitted[0]["training_id"]
+def leaderboard(ensemble, *_upstream, **_variables):
+    training_id = ensemble["training_id"]
     with connect() as connection:
         ranked = finish_training(connection, training_id)
     print(f"training {training_id}\n{leaderboard_text(ranked)}")
     best = ranked[0]
-    ids = {key: fitted[0][key] for key in ("training_id", "retrain_id") if key in fitted[0]}
+    ids = {key: ensemble[key] for key in ("training_id", "retrain_id") if key in ensemble}
     return {**ids, "best": best["candidate"], "version": best["version"]}
