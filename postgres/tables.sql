@@ -437,3 +437,6 @@ ALTER TABLE ops.retrains ADD COLUMN IF NOT EXISTS notify_tries integer NOT NULL 
 ALTER TABLE grafana.shadow_comparison
     ADD COLUMN IF NOT EXISTS known_to_shadow boolean NOT NULL DEFAULT false,
     ADD COLUMN IF NOT EXISTS known_to_champion boolean NOT NULL DEFAULT false;
+
+-- Searches of candidates' parameters; Optuna makes its own tables there (mlops/training/search.py).
+CREATE SCHEMA IF NOT EXISTS optuna;

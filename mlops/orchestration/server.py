@@ -47,6 +47,9 @@ PRELOADED = (
     "skl2onnx",
     "onnxmltools",
     "evidently",
+    "optuna",
+    "optuna.samplers",
+    "optuna.storages._rdb.storage",
 )
 
 _REST_S = 5.0

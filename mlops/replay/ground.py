@@ -36,8 +36,9 @@ def own_settings(folder: Path, overrides: Mapping[str, str]) -> tuple[Settings, 
     """Return the settings and the card of a replay in `folder`, which exists.
 
     They are this machine's (data, candidates, thresholds), but for all that names a place: folders,
-    hosts, ports, the models' store, secrets, and whom a retrain's outcome is told. What could be
-    None has a value, since the servers would take another from the environment or `.env`.
+    hosts, ports, the models' store, secrets, and whom a retrain's outcome is told; and nothing is
+    searched. What could be None has a value, since the servers would take another from the
+    environment or `.env`.
     `overrides` are settings by name, or `card.` and a path into the card, as in
     `card.time.validation_months`; values are written as YAML. Raises OverrideError for a name that
     is none, ValidationError or CardError for a value that cannot be.
@@ -65,6 +66,7 @@ def own_settings(folder: Path, overrides: Mapping[str, str]) -> tuple[Settings, 
         "exchange_dir": folder / "exchange",
         "grafana": "off",
         "prometheus": "off",
+        "search_trials": 0,  # dozens of trainings, in each of which the file's parameters play
         **{name: yaml.safe_load(value) for name, value in given.items()},
     }
     path = own_card(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -32,6 +32,12 @@ ENSEMBLE = "Ensemble"
 
 ClassWeight = Literal["none", "balanced"]
 Calibration = Literal["none", "sigmoid", "isotonic"]
+
+_OF_EVERY_CLASS = {"class_weight": get_args(ClassWeight), "calibration": get_args(Calibration)}
+"""What is searched of every class, as fields of the entry, and what each may be."""
+
+
+_KEYS = "class, params, scale, max_rows, class_weight, calibration, search"
 
 
 class CandidatesError(ValueError):
@@ -128,6 +134,29 @@ class Candidate(BaseModel):
             )
         return path
 
+    @model_validator(mode="after")
+    def _searched_as_allowed(self) -> Candidate:
+        for name, allowed in _OF_EVERY_CLASS.items():
+            tried = (self.search or {}).get(name)
+            if tried is None:
+                continue
+            if not isinstance(tried, Choices) or not set(map(str, tried.values)) <= set(allowed):
+                raise ValueError(f"search.{name}: expected choices of {', '.join(allowed)}")
+        return self
+
+    def with_values(self, values: dict[str, Any]) -> Candidate:
+        """Return this candidate with other values of what `search` names.
+
+        `class_weight` is then that of the entry, in place of the classifier's own parameter: the
+        two would multiply.
+        """
+        own = {name: values[name] for name in _OF_EVERY_CLASS if name in values}
+        params = {
+            **{name: value for name, value in self.params.items() if name not in own},
+            **{name: value for name, value in values.items() if name not in own},
+        }
+        return self.model_copy(update={"params": params, **own})
+
 
 def load_candidates(path: Path) -> dict[str, Candidate]:
     """Return the candidates of a file by name, in its order.
@@ -146,9 +175,7 @@ def load_candidates(path: Path) -> dict[str, Candidate]:
     candidates, mistakes = {}, []
     for name, entry in content.items():
         if not isinstance(entry, dict):
-            mistakes.append(
-                f"{name}: found {entry!r}, expected keys: class, params, scale, max_rows"
-            )
+            mistakes.append(f"{name}: found {entry!r}, expected keys: {_KEYS}")
             continue
         if name == ENSEMBLE:
             mistakes.append(f"{name}: the mean of the best candidates is called so: rename it")
@@ -181,13 +208,15 @@ def make_classifier(candidate: Candidate, seed: int, threads: int = 1) -> BaseEs
     """
     classifier_class = _import_class(candidate)
     known = classifier_class().get_params()
-    for name in candidate.params:
-        # XGBoost would take any name, and only warn in the middle of the fit.
-        if name not in known:
-            raise CandidatesError(
-                f"{candidate.name}.params: {candidate.class_path} has no parameter {name!r}: "
-                f"{_known(name, list(known))}"
-            )
+    searched = [name for name in candidate.search or {} if name not in _OF_EVERY_CLASS]
+    for key, names in (("params", candidate.params), ("search", searched)):
+        for name in names:
+            # XGBoost would take any name, and only warn in the middle of the fit.
+            if name not in known:
+                raise CandidatesError(
+                    f"{candidate.name}.{key}: {candidate.class_path} has no parameter {name!r}: "
+                    f"{_known(name, list(known))}"
+                )
     values = {"random_state": seed, "n_jobs": threads, **candidate.params}
     return classifier_class(**{name: value for name, value in values.items() if name in known})
 

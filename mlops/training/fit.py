@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,9 @@ from mlops.training.metrics import all_metrics, best_f1_threshold, best_profit_t
 from mlops.training.records import Training
 from mlops.training.runs import run_once
 
+if TYPE_CHECKING:
+    from mlops.training.search import StudyOf, Trial
+
 logger = logging.getLogger(__name__)
 
 CALIBRATION_FOLDS = 3
@@ -59,30 +63,55 @@ class Fitted:
 
 
 def fit_candidate(
-    name: str, training_id: str, connection: Connection, settings: Settings | None = None
+    name: str,
+    training_id: str,
+    connection: Connection,
+    settings: Settings | None = None,
+    progress: Callable[[str], None] = logger.info,
 ) -> dict[str, Any]:
     """Fit candidate `name` for a training, and return `{run_id, candidate, metrics}`.
 
     One finished MLflow run a training and candidate: a rerun returns that, and marks what an
-    interrupted one left behind as killed. Two at the same time wait for one another.
+    interrupted one left behind as killed. Two at the same time wait for one another. A search goes
+    on where it was interrupted; each of its trials is a run below the candidate's, and a line that
+    `progress` is called with.
 
     Raises CandidateError, naming the candidate, with the run marked failed and tagged `failure`.
     """
     settings = settings or get_settings()
 
     def work(training: Training, run_id: str) -> None:
-        _fit_and_log(name, training, connection, settings, run_id)
+        _fit_and_log(name, training, connection, settings, run_id, progress)
 
     return run_once(name, training_id, connection, settings, work)
 
 
 def _fit_and_log(
-    name: str, training: Training, connection: Connection, settings: Settings, run_id: str
+    name: str,
+    training: Training,
+    connection: Connection,
+    settings: Settings,
+    run_id: str,
+    progress: Callable[[str], None],
 ) -> None:
+    # These two use one another: a search fits, and what is learnt is searched for first.
+    from mlops.training.search import stored_study
+
     candidate = get_candidate(name, settings.candidates)
     card = training.load_card(settings)
     frame = load_window(connection, card, training.window_start, training.window_end)
-    logged = learn(card, candidate, frame, settings)
+    if settings.search_trials == 0 or candidate.search is None:
+        logged = learn(card, candidate, frame, settings)
+    else:
+        tracking.adopt_trials(training, name, run_id, settings)
+
+        def told(trial: Trial) -> None:
+            progress(trial.text)
+            tracking.log_trial(run_id, trial, settings)
+
+        with stored_study(f"{training.id}/{name}", settings) as study_of:
+            logged = learn(card, candidate, frame, settings, study_of, told)
+        progress(logged.search)
     if logged.digest != training.data_digest:
         # Labels may come in while candidates are fitted; all the same it must be seen.
         logger.warning(
@@ -95,20 +124,32 @@ def _fit_and_log(
 
 
 def learn(
-    card: Card, candidate: Candidate, frame: pd.DataFrame, settings: Settings
+    card: Card,
+    candidate: Candidate,
+    frame: pd.DataFrame,
+    settings: Settings,
+    study_of: StudyOf | None = None,
+    told: Callable[[Trial], None] | None = None,
 ) -> tracking.Logged:
     """Return what one candidate makes of a window of labelled rows; nothing is logged or stored.
+
+    With `search_trials` its parameters are chosen first (`mlops.training.search.tune`, which gets
+    `study_of` and `told`); else it is fitted as its entry says.
 
     `reference` are the newest months' rows, each with the score that a pipeline gave it which was
     fitted without it; `pipeline` was fitted on all rows. Raises DataError if the window cannot be
     cut, and whatever the classifier raises.
     """
-    begin = time.perf_counter()
+    from mlops.training.search import tune
+
     digest = data_digest(frame)  # of the rows as they are stored
     # Live traffic has no order, and boosting and folds draw rows by their places: the same rows
     # are to give the same model.
     frame = frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
     window = split_window(frame, card.time.validation_months, settings.validation_min_rows)
+    found = tune(card, candidate, frame, settings, study_of, told)
+    candidate = found.candidate
+    begin = time.perf_counter()
     scores = score_out_of_fold(card, candidate, window, settings)
     fitted = fit_pipeline(card, candidate, frame, settings)
     seconds = time.perf_counter() - begin
@@ -119,6 +160,7 @@ def learn(
         reference=window.validation.assign(score=scores),
         metrics={
             **evaluate(card, fitted, window, scores),
+            **found.metrics,
             "fit_seconds": seconds,
             "sampled_rows": len(fitted.rows),
             "fitting_rows": len(frame),
@@ -129,7 +171,10 @@ def learn(
         },
         params={
             "class": candidate.class_path,
+            "class_weight": candidate.class_weight,
+            "calibration": candidate.calibration,
             **candidate.params,
+            **found.params,
             "scale": candidate.scale,
             "max_rows": candidate.max_rows,
             "seed": settings.seed,
@@ -139,6 +184,7 @@ def learn(
             "validation_periods": f"{window.validation[PERIOD].min()}..{window.end}",
         },
         digest=digest,
+        search=found.text,
     )
 
 

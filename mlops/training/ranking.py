@@ -47,8 +47,12 @@ def in_order(
     return [first, *(name for name in ranked if name != first)]
 
 
-def clearly_lower(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
-    """Return whether `ours` are lower in the mean by three standard errors of their difference.
+def clearly_lower(
+    ours: NDArray[np.float64],
+    theirs: NDArray[np.float64],
+    standard_errors: float = STANDARD_ERRORS,
+) -> bool:
+    """Return whether `ours` are lower in the mean by so many standard errors of their difference.
 
     The rows are the same, so the difference is paired. Where they are not (of different lengths),
     the lower mean counts.
@@ -57,7 +61,7 @@ def clearly_lower(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> boo
         return bool(ours.mean() < theirs.mean())
     gains = theirs - ours
     standard_error = gains.std(ddof=1) / np.sqrt(len(gains))
-    return bool(gains.mean() > STANDARD_ERRORS * standard_error)
+    return bool(gains.mean() > standard_errors * standard_error)
 
 
 def squared_errors(reference: pd.DataFrame) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow.artifacts
 import mlflow.data
@@ -26,6 +26,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sklearn.pipeline import Pipeline
 
 from mlops.dataset.card import TARGET, Card, Costs
@@ -34,6 +35,9 @@ from mlops.training.candidates import ALLOWED_PACKAGES, ENSEMBLE, Candidate
 from mlops.training.errors import TrainingError
 from mlops.training.records import Training
 
+if TYPE_CHECKING:
+    from mlops.training.search import Trial
+
 logger = logging.getLogger(__name__)
 
 MODEL = "model"
@@ -41,6 +45,8 @@ REFERENCE = "reference/reference.parquet"
 TRAINING_TAG, CANDIDATE_TAG, FAILURE_TAG = "training_id", "candidate", "failure"
 LEARNT_TAG = "learnt_at"
 """When the learning was over, ISO 8601 in UTC; it took `fit_seconds`. What follows is logging."""
+TRIAL_TAG = "trial"
+"""On runs of a search's trials only: complete, pruned or failed."""
 RECIPE_TAG = "recipe"
 """The candidate as it was learnt with, so that it can be fitted again on other rows."""
 
@@ -62,6 +68,8 @@ class Logged:
     metrics: dict[str, float]
     params: dict[str, Any]
     digest: str
+    search: str = ""
+    """What the search of its parameters came to, for a log; empty without one."""
 
 
 def client(settings: Settings) -> MlflowClient:
@@ -167,6 +175,74 @@ def log(run_id: str, logged: Logged, settings: Settings) -> None:
             for key, value in logged.metrics.items()
         ],
     )
+
+
+def log_trial(run_id: str, trial: Trial, settings: Settings) -> None:
+    """Write a trial of a search as a run below the candidate's, which has id `run_id`.
+
+    It is written when the trial is over, so none is left running. It has none of the tags by which
+    a training's runs are found. Its status: FINISHED, FAILED, or KILLED if it was pruned.
+    """
+    mlflow_client = client(settings)
+    end = int(time.time() * 1000)
+    begin = end - int(trial.seconds * 1000)
+    run = mlflow_client.create_run(
+        mlflow_client.get_run(run_id).info.experiment_id,
+        start_time=begin,
+        run_name=f"{trial.candidate} trial {trial.number}",
+        tags={
+            MLFLOW_PARENT_RUN_ID: run_id,
+            TRIAL_TAG: trial.state,
+            **({FAILURE_TAG: trial.reason[:TAG_LENGTH]} if trial.reason else {}),
+        },
+    )
+    mlflow_client.log_batch(
+        run.info.run_id,
+        params=[Param(key, str(value)) for key, value in trial.values.items()],
+        metrics=[
+            *(
+                Metric("brier_so_far", value, end, step)
+                for step, value in enumerate(trial.briers, start=1)
+            ),
+            *([] if trial.brier is None else [Metric("brier", trial.brier, end, 0)]),
+            Metric("seconds", trial.seconds, end, 0),
+        ],
+    )
+    status = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}[trial.state]
+    mlflow_client.set_terminated(run.info.run_id, status, end_time=end)
+
+
+def trials(mlflow_client: MlflowClient, run_id: str) -> list[Run]:
+    """Return the trials below a candidate's run, the earliest first."""
+    experiment_id = mlflow_client.get_run(run_id).info.experiment_id
+    found, token = [], None
+    while True:
+        page = mlflow_client.search_runs(
+            [experiment_id],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.{TRIAL_TAG} != ''",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def adopt_trials(training: Training, candidate: str, run_id: str, settings: Settings) -> None:
+    """Have the trials of interrupted runs of the same training and candidate stand below `run_id`.
+
+    The search goes on where it was, and so do its runs.
+    """
+    mlflow_client = client(settings)
+    experiment_id = mlflow_client.get_run(run_id).info.experiment_id
+    for earlier in runs(mlflow_client, experiment_id, training.id, candidate):
+        if earlier.info.run_id == run_id:
+            continue
+        for trial in trials(mlflow_client, earlier.info.run_id):
+            mlflow_client.set_tag(trial.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
+            if trial.info.status == "RUNNING":  # its process died while it was written
+                mlflow_client.set_terminated(trial.info.run_id, "KILLED")
 
 
 def _recipe_tags(candidate: Candidate) -> list[RunTag]:

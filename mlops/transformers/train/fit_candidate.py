@@ -12,7 +12,9 @@ if "transformer" not in globals():
 def fit(child, *_upstream, **_variables):
     try:
         with connect() as connection:
-            fitted = fit_candidate(child["candidate"], child["training_id"], connection)
+            fitted = fit_candidate(
+                child["candidate"], child["training_id"], connection, progress=print
+            )
     except CandidateError as error:
         # One that fails is named in the leaderboard; the others go on.
         print(f"FAILED: {error}")
