@@ -58,6 +58,19 @@ def connect(
 
 
 @contextmanager
+def undone(connection: Connection) -> Iterator[None]:
+    """Undo at its end what the block has done; the transaction around it goes on, errors or not."""
+    with connection.cursor() as cursor:
+        cursor.execute("SAVEPOINT undone")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            with connection.cursor() as cursor:
+                cursor.execute("ROLLBACK TO SAVEPOINT undone")
+
+
+@contextmanager
 def hold_lock(connection: Connection, name: str) -> Iterator[None]:
     """Hold the lock `name` over several transactions; whoever dies lets it go.
 

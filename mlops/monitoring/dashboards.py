@@ -26,6 +26,7 @@ from psycopg2.extensions import connection as Connection
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
+from mlops.database import undone
 from mlops.settings import ROOT
 
 DASHBOARDS_FOLDER = ROOT / "grafana" / "dashboards"
@@ -826,17 +827,12 @@ def read_rows(connection: Connection, sql: str, subject: str) -> pd.DataFrame:
     `subject`.
     """
     try:
-        with connection.cursor() as cursor:
-            cursor.execute("SAVEPOINT panel")
-            try:
-                # The transaction's only cursor: closed by what undoes the savepoint.
-                cursor.execute(f"DECLARE panel_rows NO SCROLL CURSOR FOR {sql.strip().rstrip(';')}")
-                cursor.execute(f"FETCH {ROW_LIMIT + 1} FROM panel_rows")
-                columns = list(cursor.description or [])
-                rows = cursor.fetchall()
-            finally:
-                if not connection.closed:
-                    cursor.execute("ROLLBACK TO SAVEPOINT panel")
+        with undone(connection), connection.cursor() as cursor:
+            # The transaction's only cursor: closed by what undoes the block.
+            cursor.execute(f"DECLARE panel_rows NO SCROLL CURSOR FOR {sql.strip().rstrip(';')}")
+            cursor.execute(f"FETCH {ROW_LIMIT + 1} FROM panel_rows")
+            columns = list(cursor.description or [])
+            rows = cursor.fetchall()
     except psycopg2.Error as error:
         reason = "Postgres has gone away" if connection.closed else _reason(error)
         raise PanelQueryError(subject, reason) from error

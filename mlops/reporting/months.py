@@ -18,6 +18,7 @@ import pandas as pd
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 
+from mlops.database import undone
 from mlops.dataset.card import SCORE, TARGET, Card
 from mlops.dataset.timeline import month_start
 from mlops.reporting import pictures
@@ -71,13 +72,8 @@ def report_month(
     try:
         path = month_path(settings.reports_dir, version, period)
         # What fails here must not take the caller's transaction along.
-        with connection.cursor() as cursor:
-            cursor.execute("SAVEPOINT report_month")
-        try:
+        with undone(connection):
             facts = _read(connection, version, period)
-        finally:
-            with connection.cursor() as cursor:
-                cursor.execute("ROLLBACK TO SAVEPOINT report_month")
         detail = None
         if evidently_page is not None:
             detail = path.with_name(f"{path.stem}{DETAIL}").name

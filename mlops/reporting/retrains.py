@@ -14,6 +14,7 @@ from typing import Any
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import RealDictCursor
 
+from mlops.database import undone
 from mlops.dataset.card import Card
 from mlops.dataset.timeline import period_of
 from mlops.reporting import pictures
@@ -38,13 +39,8 @@ def report_retrain(
     settings = settings or get_settings()
     try:
         path = retrain_path(settings.reports_dir, retrain_id)
-        with connection.cursor() as cursor:
-            cursor.execute("SAVEPOINT report_retrain")
-        try:
+        with undone(connection):
             facts = _read(connection, card, retrain_id)
-        finally:
-            with connection.cursor() as cursor:
-                cursor.execute("ROLLBACK TO SAVEPOINT report_retrain")
         return write_page(path, retrain_page(card, **facts))
     except Exception:
         logger.exception("the report of retrain %s could not be written", retrain_id)

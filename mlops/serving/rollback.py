@@ -14,7 +14,7 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 from psycopg2.extensions import connection as Connection
 
-from mlops.database import hold_lock
+from mlops.database import hold_lock, undone
 from mlops.dataset.card import Card
 from mlops.registry.gate import GateDecision, evaluate_gate, record_decision
 from mlops.registry.holds import (
@@ -289,13 +289,10 @@ def _measured(
 
     What fails is undone up to here only: the caller's lock and what it has written stay.
     """
-    with connection.cursor() as cursor:
-        cursor.execute("SAVEPOINT measured")
     try:
-        return evaluate_gate(connection, card, version, champion, settings)
+        with undone(connection):
+            return evaluate_gate(connection, card, version, champion, settings)
     except Exception as fault:  # rows or a model may be gone; the person has decided all the same
-        with connection.cursor() as cursor:
-            cursor.execute("ROLLBACK TO SAVEPOINT measured")
         numbers = {"champion": champion, "challenger": version, "rule": "not measured"}
         return GateDecision(False, f"the gate could not be measured: {fault}", numbers)
 
