@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,8 @@ def main() -> None:
     for name, tell, picture, document in (
         ("serving", tell_serving, "serving-benchmark.png", "performance.md"),
         ("load", tell_load, "serving-load.png", "performance.md"),
+        ("training", tell_training, "training-pipeline.png", "performance.md"),
+        ("growth", tell_growth, "training-growth.png", "performance.md"),
         ("replay", tell_replay, "replay.png", "retraining.md"),
         ("ablation", tell_ablation, None, "retraining.md"),
     ):
@@ -117,6 +121,218 @@ def tell_load(figures: dict[str, Any], picture: Path) -> str:
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
     return "\n".join([*lines, "", _circumstances(figures)])
+
+
+def tell_training(figures: dict[str, Any], picture: Path) -> str:
+    """Draw where the time of a pipeline goes, if one was run; return the tables in Markdown."""
+    timed = figures["pairs"][: figures["conditions"]["rounds"]]
+    rows: list[tuple[str, str, str]] = [
+        ("wall s", "wall_s", "{:.1f}"),
+        ("processor s", "cpu_s", "{:.1f}"),
+        ("peak MB", "peak_mb", "{:,.0f}"),
+    ]
+    lines = ["| | ours | the plain way | ours / plain |", "|---|---|---|---|"]
+    for title, name, form in rows:
+        ours, plain = ([pair[way][name] for pair in timed] for way in ("ours", "plain"))
+        ratio = statistics.median(mine / other for mine, other in zip(ours, plain, strict=True))
+        lines.append(
+            f"| {title} | {_range(ours, form)} | {_range(plain, form)} | **{ratio:.2f}** |"
+        )
+    lines += [
+        f"| ROC AUC, mean of {figures['windows']} windows | **{figures['auc_ours']:.4f}** "
+        f"| **{figures['auc_plain']:.4f}** | {figures['auc_ours'] - figures['auc_plain']:+.4f} |",
+        "",
+        f"The clock is read on {timed[0]['window']} ({timed[0]['rows']:,} rows), median of "
+        f"{len(timed)} pairs with the lowest and highest. Seconds of each model there, ours side "
+        "by side (scored out of fold, then fitted) and the plain way one after the other: "
+        f"{_seconds_by_model(timed)}.",
+        "",
+        "| window | months after it | rows after | ours | ROC AUC | the plain way | ROC AUC |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for pair in [timed[0], *figures["pairs"][len(timed) :]]:
+        ours, plain = pair["ours"], pair["plain"]
+        lines.append(
+            f"| {pair['window']} | {pair['later']} | {pair['later_rows']:,} | {ours['best']} "
+            f"| {ours['auc']:.3f} | {plain['best']} | {plain['auc']:.3f} |"
+        )
+    if figures["pipeline"]:
+        lines += ["", *_pipeline_lines(figures["pipeline"]["rounds"], picture)]
+    return "\n".join([*lines, "", _where(figures)])
+
+
+PHASES = {
+    "mage_starts": "asked for → the first block runs",
+    "start_block": "block *start*: window recorded, rows checked",
+    "mage_fans_out": "→ the first candidate's block runs",
+    "before_learning": "its process, rows from Postgres, run in MLflow",
+    "learning": "**at least one candidate learns**",
+    "between_learning": "none learns, though not all have",
+    "logging": "the last one writes its run: model, reference, metrics",
+    "mage_joins": "→ block *leaderboard* runs",
+    "leaderboard_block": "block *leaderboard*: ranked and registered",
+    "mage_ends": "→ completed, as seen by who waits",
+}
+"""Parts of a pipeline run, in their order."""
+
+
+def _pipeline_lines(rounds: list[dict[str, float]], picture: Path) -> list[str]:
+    """Draw the parts of a pipeline run; return their table in Markdown."""
+    middles = {name: statistics.median(one[name] for one in rounds) for name in PHASES}
+    _draw_pipeline(middles, picture)
+    lines = [f"| where the time of *train* goes, median of {len(rounds)} runs | s |", "|---|---|"]
+    lines += [f"| {PHASES[name]} | {seconds:.2f} |" for name, seconds in middles.items()]
+    for name, title in (("overhead", "**all but learning**"), ("total", "asked for → completed")):
+        lines.append(f"| {title} | {_range([one[name] for one in rounds], '{:.1f}')} |")
+    return lines
+
+
+def _draw_pipeline(middles: dict[str, float], path: Path) -> None:
+    drawing, axis = plt.subplots(figsize=(12, 4.4), layout="constrained")
+    begin = 0.0
+    for place, (name, seconds) in enumerate(middles.items()):
+        axis.barh(place, seconds, left=begin, color=OURS if name == "learning" else GOAL)
+        axis.annotate(
+            f"{seconds:.2f}",
+            (begin + seconds, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=10,
+            color=INK,
+        )
+        begin += seconds
+    axis.set_yticks(
+        range(len(middles)), [PHASES[name].replace("*", "") for name in middles], fontsize=10
+    )
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds since it was asked for", color=INK)
+    axis.set_xlim(0, begin * 1.06)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(left=False, colors=INK)
+    drawing.suptitle(
+        f"Pipeline train: {begin:.1f} s, of which {begin - middles['learning']:.1f} s are not "
+        "learning",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        color=INK,
+    )
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def _seconds_by_model(timed: list[dict[str, Any]]) -> str:
+    found = []
+    for name in timed[0]["ours"]["seconds"]:
+        ours, plain = (
+            statistics.median(pair[way]["seconds"][name] for pair in timed)
+            for way in ("ours", "plain")
+        )
+        found.append(f"{name} {ours:.1f} and {plain:.1f}")
+    return ", ".join(found)
+
+
+def _range(values: list[float], form: str) -> str:
+    text = f"**{form.format(statistics.median(values))}**"
+    if len(values) > 1:
+        text += f" ({form.format(min(values))} … {form.format(max(values))})"
+    return text
+
+
+def tell_growth(figures: dict[str, Any], picture: Path) -> str:
+    """Draw seconds and memory by rows; return the table in Markdown."""
+    fits = figures["fits"]
+    sizes = sorted({each["rows"] for each in fits})
+    names = list(dict.fromkeys(each["candidate"] for each in fits))
+    _draw_growth(fits, names, sizes, picture)
+    lines = [
+        "| | " + " | ".join(f"{size:,} rows" for size in sizes) + " | fitted on, of the most |",
+        "|---|" + "---|" * (len(sizes) + 1),
+    ]
+    for name in names:
+        by_size = {each["rows"]: each for each in fits if each["candidate"] == name}
+        last = by_size.get(sizes[-1])
+        fitted = "-" if last is None or last["ended"] else f"{last['fitted_rows']:,}"
+        cells = " | ".join(_fit(by_size.get(size)) for size in sizes)
+        lines.append(f"| {name} | {cells} | {fitted} |")
+    return "\n".join([*lines, "", _where(figures)])
+
+
+def _fit(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    if found["ended"]:
+        return f"ended after {found['seconds']:.0f} s ({found['ended']})"
+    return f"{found['seconds']:.1f} s · {found['peak_mb'] / 1000:.1f} GB"
+
+
+def _draw_growth(
+    fits: list[dict[str, Any]], names: list[str], sizes: list[int], path: Path
+) -> None:
+    drawing, axes = plt.subplots(1, 2, figsize=(14, 6), layout="constrained")
+    colours = dict(zip(names, plt.get_cmap("Dark2").colors, strict=False))  # type: ignore[attr-defined]
+    for axis, key, scale, title in (
+        (axes[0], "seconds", 1.0, "Seconds of one fit, one thread"),
+        (axes[1], "peak_mb", 1000.0, "Peak memory of its process, GB (rows included)"),
+    ):
+        ends = []
+        for name in names:
+            done = [each for each in fits if each["candidate"] == name and not each["ended"]]
+            if not done:
+                continue
+            axis.plot(
+                [each["rows"] for each in done],
+                [each[key] / scale for each in done],
+                color=colours[name],
+                marker="o",
+                linewidth=2,
+            )
+            ends.append((done[-1][key] / scale, done[-1]["rows"], name))
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=10)
+        axis.minorticks_off()
+        if key == "peak_mb":  # less than two decades: tens would be one line
+            low, high = axis.get_ylim()
+            axis.set_yticks([tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16) if low < tick < high])
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_xlim(sizes[0] / 1.4, sizes[-1] * 9)
+        _label_ends(axis, ends, colours)
+        axis.set_title(title, loc="left", fontsize=12, color=INK)
+        axis.set_xlabel("rows of the window", color=INK)
+        axis.grid(True, which="major", color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(colors=INK)
+    drawing.suptitle(
+        "What a candidate takes as a table grows; flat lines are those that take max_rows only",
+        x=0.01,
+        ha="left",
+        fontsize=13,
+        color=INK,
+    )
+    drawing.savefig(path, dpi=110)
+    plt.close(drawing)
+
+
+def _label_ends(axis: Axes, ends: list[tuple[float, int, str]], colours: dict[str, Any]) -> None:
+    """Name each line at its end, names moved apart where lines end together."""
+    low, high = axis.get_ylim()
+    step = (math.log(high) - math.log(low)) / 18
+    place = -math.inf
+    for value, rows, name in sorted(ends):
+        place = max(math.log(value), place + step)
+        axis.annotate(
+            name,
+            (rows, value),
+            xytext=(rows * 1.35, math.exp(place)),
+            va="center",
+            fontsize=10,
+            color=colours[name],
+            arrowprops={"arrowstyle": "-", "color": colours[name], "linewidth": 0.6},
+        )
+    axis.set_ylim(low, max(high, math.exp(place + step)))
 
 
 def tell_replay(figures: dict[str, Any], picture: Path) -> str:
