@@ -1,26 +1,30 @@
 """Learn from a window of the world as a training does, each window once for all policies.
 
 The candidates are those of the settings, learnt by `mlops.training.fit.learn` in processes of their
-own, and ranked as a training ranks them. Nothing is stored, and nothing goes to production here.
+own, blended (`mlops.training.ensemble`) and ranked as a training does. Nothing is stored, and
+nothing goes to production here.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mlops.dataset.card import Card
 from mlops.dataset.errors import DataQualityError
 from mlops.dataset.quality import check_window, refused
 from mlops.dataset.rows import data_digest
 from mlops.settings import Settings
-from mlops.training.candidates import Candidate, load_candidates
+from mlops.training.candidates import ENSEMBLE, Candidate, load_candidates
+from mlops.training.ensemble import blend, choose
 from mlops.training.errors import TrainingError
 from mlops.training.fit import learn
 from mlops.training.ranking import in_order, squared_errors
@@ -107,10 +111,12 @@ class Learner:
         if not learnt:
             reasons = "\n".join(f"  - {name}: {reason}" for name, reason in failures.items())
             raise TrainingError(f"{start} to {end}: no candidate could be fitted:\n{reasons}")
-        ranked = in_order(
-            {name: logged.metrics for name, logged in learnt.items()},
-            lambda name: squared_errors(learnt[name].reference),
-        )
+        try:
+            learnt |= self._ensemble(learnt, frame)
+        except Exception as error:
+            failures[ENSEMBLE] = f"{type(error).__name__}: {error}"
+            logger.warning("%s to %s: %s failed: %s", start, end, ENSEMBLE, failures[ENSEMBLE])
+        ranked = in_order(*_judged(learnt))
         return Challenger(
             start,
             end,
@@ -118,6 +124,23 @@ class Learner:
             {name: learnt[name].metrics["validation_roc_auc"] for name in ranked},
             failures,
         )
+
+    def _ensemble(self, learnt: Mapping[str, Logged], frame: pd.DataFrame) -> dict[str, Logged]:
+        """Return the mean of the best of `learnt` under its name; nothing if there is none."""
+        names = choose(*_judged(learnt), self.settings)
+        if not names:
+            return {}
+        return {ENSEMBLE: blend({name: learnt[name] for name in names}, frame, self.settings)}
+
+
+def _judged(
+    learnt: Mapping[str, Logged],
+) -> tuple[dict[str, dict[str, float]], Callable[[str], NDArray[np.float64]]]:
+    """Return what candidates are ranked by: their metrics, and their squared errors by name."""
+    return (
+        {name: logged.metrics for name, logged in learnt.items()},
+        lambda name: squared_errors(learnt[name].reference),
+    )
 
 
 @contextmanager

@@ -7,10 +7,8 @@ like any of them, under the name `Ensemble`.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,20 +20,18 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelEncoder
 
-from mlops.dataset.card import PERIOD, SCORE, Card
+from mlops.dataset.card import PERIOD, SCORE, TARGET, Card
 from mlops.dataset.rows import load_window
 from mlops.dataset.windows import Window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
-from mlops.training.candidates import ENSEMBLE, Candidate, load_candidates
+from mlops.training.candidates import ENSEMBLE, Candidate, get_candidate, load_candidates
 from mlops.training.errors import TrainingError
 from mlops.training.fit import Fitted, evaluate
 from mlops.training.ranking import in_order, squared_errors
 from mlops.training.records import Training, read_training
 from mlops.training.runs import by_candidate, run_once
 from mlops.training.tracking import Logged
-
-logger = logging.getLogger(__name__)
 
 FEWEST = 2
 """Members of a mean: of one it would be that one again."""
@@ -68,11 +64,9 @@ def choose(
 
     `metrics` and `errors` are those of `in_order`. Empty if there is no ensemble of these.
     """
-    return (
-        in_order(metrics, errors)[: settings.ensemble_size]
-        if has_ensemble(metrics, settings)
-        else []
-    )
+    if not has_ensemble(metrics, settings):
+        return []
+    return in_order(metrics, errors)[: settings.ensemble_size]
 
 
 def blend(learnt: Mapping[str, Logged], frame: pd.DataFrame, settings: Settings) -> Logged:
@@ -93,6 +87,8 @@ def blend(learnt: Mapping[str, Logged], frame: pd.DataFrame, settings: Settings)
             )
     scores = np.mean([member.reference[SCORE].to_numpy() for member in members], axis=0)
     pipeline = mean_pipeline({name: member.pipeline for name, member in learnt.items()})
+    # In the order that candidates learn in: the same rows are to give the same figures.
+    frame = frame.sort_values([PERIOD, *first.card.feature_names, TARGET], ignore_index=True)
     fitted = Fitted(pipeline, frame.sample(min(TRAIN_ROWS, len(frame)), random_state=settings.seed))
     before = frame[frame[PERIOD] < rows[PERIOD].min()]
     metrics = evaluate(first.card, fitted, Window(before, rows), scores)
@@ -144,29 +140,21 @@ def fit_ensemble(
         tracking.runs(client, tracking.experiment(client, training.card), training_id),
         list(load_candidates(settings.candidates)),
     )
-
-    @cache
-    def reference(name: str) -> pd.DataFrame:
-        return tracking.load_reference(runs[name].info.run_id, settings)
-
-    names = choose(
-        {name: run.data.metrics for name, run in runs.items()},
-        lambda name: squared_errors(reference(name)),
-        settings,
-    )
-    if not names:
-        logger.info(
-            "training %s has no ensemble: ensemble_size is %d, candidates that finished %d",
-            training_id,
-            settings.ensemble_size,
-            len(runs),
-        )
+    if not has_ensemble(runs, settings):
         return None
 
     def work(training: Training, run_id: str) -> None:
+        references = {
+            name: tracking.load_reference(run.info.run_id, settings) for name, run in runs.items()
+        }
+        names = choose(
+            {name: run.data.metrics for name, run in runs.items()},
+            lambda name: squared_errors(references[name]),
+            settings,
+        )
         card = training.load_card(settings)
         learnt = {
-            name: _logged(name, card, runs[name], reference(name), settings) for name in names
+            name: _logged(name, card, runs[name], references[name], settings) for name in names
         }
         frame = load_window(connection, card, training.window_start, training.window_end)
         tracking.log(run_id, blend(learnt, frame, settings), settings)
@@ -188,7 +176,7 @@ def _logged(name: str, card: Card, run: Run, reference: pd.DataFrame, settings: 
     """Return what a run has logged, as it was before."""
     return Logged(
         card=card,
-        candidate=Candidate.model_validate({"name": name, "class": run.data.params["class"]}),
+        candidate=get_candidate(name, settings.candidates),
         pipeline=tracking.load_pipeline(run.info.run_id, settings),
         reference=reference,
         metrics=dict(run.data.metrics),
