@@ -1,30 +1,39 @@
 """What a `train` pipeline in a real Mage costs beside the learning itself.
 
-The stack is one of the benchmark's own (folder, ports, secrets), with the data that is set. A run
-is taken apart by timestamps that are there anyway: of blocks in Mage's database, of runs in
-MLflow's, and the tag by which a run says when its learning was over.
+Postgres, MLflow and Mage are the benchmark's own (folder, ports, secrets) and started as the stack
+starts them; its other servers have no part in a training. A run is taken apart by timestamps that
+are there anyway: of blocks in Mage's database, of runs in MLflow's, and the tag by which a run says
+when its learning was over.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import BenchmarkError
 from benchmarks.serving import say
 from mlops.database import connect
 from mlops.orchestration.mage import trigger_pipeline, wait_for_run
 from mlops.replay.ground import own_candidates, own_settings
-from mlops.replay.live import own_stack
-from mlops.settings import Settings
+from mlops.settings import ROOT, Settings
+from mlops.stack import postgres
+from mlops.stack.services import launch_environment, services
 from mlops.training import tracking
 
 LIMIT_S = 600.0
+START_LIMIT_S = 600.0
+"""Of a busy machine; half a minute of a quiet one."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,15 @@ class Phases:
 def measure_pipeline(rounds: int, candidates: Sequence[str]) -> dict[str, Any]:
     """Return `{overhead_s, rounds: [...]}` of `rounds` trainings, in a stack that ends with it.
 
-    Raises LiveReplayError if the stack does not come up, PipelineFailed if a run fails.
+    Raises BenchmarkError if a server does not come up, PipelineFailed if a run fails.
     """
     folder = Path(tempfile.mkdtemp(prefix="mlops-bench-"))
     folder.chmod(0o711)  # root's Postgres passes through it as another user
     try:
         settings, _ = own_settings(folder, {"search_trials": "0", "ensemble_size": "0"})
         settings = own_candidates(settings, candidates, folder)
-        with own_stack(settings, say):
+        say("starting Postgres, MLflow and Mage")
+        with own_servers(settings):
             run_id = trigger_pipeline("prepare", {}, settings)
             wait_for_run(run_id, LIMIT_S, settings=settings)
             found = []
@@ -92,6 +102,47 @@ def measure_pipeline(rounds: int, candidates: Sequence[str]) -> dict[str, Any]:
             for each in found
         ]
     }
+
+
+@contextmanager
+def own_servers(settings: Settings) -> Iterator[None]:
+    """Run Postgres, MLflow and Mage for the length of the block, each as in the stack.
+
+    Raises BenchmarkError, with the end of the log, if one does not come up.
+    """
+    wanted = [each for each in services(settings) if each.name in ("mlflow", "mage")]
+    started: list[subprocess.Popen[bytes]] = []
+    with postgres.running(settings):
+        try:
+            for service in wanted:
+                with _log(service.name, settings).open("wb") as output:
+                    process = subprocess.Popen(
+                        service.command(),
+                        cwd=ROOT,
+                        env=launch_environment(service, settings),
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                started.append(process)
+            until = time.monotonic() + START_LIMIT_S
+            for service, process in zip(wanted, started, strict=True):
+                while (complaint := service.health() if service.health else None) is not None:
+                    if process.poll() is not None or time.monotonic() > until:
+                        log = _log(service.name, settings).read_text(errors="replace")
+                        raise BenchmarkError(f"{service.name}: {complaint}\n{log[-3000:]}")
+                    time.sleep(0.5)
+            yield
+        finally:
+            for process in reversed(started):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _log(name: str, settings: Settings) -> Path:
+    return settings.state_dir / f"{name}.log"
 
 
 def train(training_id: str, settings: Settings) -> Phases:
