@@ -26,7 +26,8 @@ from mlops.serving.export import (
     tree_thresholds,
 )
 from mlops.settings import Settings
-from mlops.training.candidates import load_candidates
+from mlops.training.candidates import Candidate, load_candidates
+from mlops.training.ensemble import mean_pipeline
 from mlops.training.fit import fit_pipeline, score_window
 from tests.fixtures.predict import exported, make_model, make_rows
 
@@ -49,6 +50,77 @@ def test_every_candidate_scores_alike_in_onnx(name: str) -> None:
     found = score_onnx(onnx.content, CARD, unseen)
     assert np.abs(found - score_window(pipeline, CARD, unseen)).max() == onnx.max_difference
     assert np.unique(found).size > 10, "a constant would agree with anything"
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "XGB": {"class": "xgboost.XGBClassifier", "params": {"n_estimators": 30, "max_depth": 3}},
+    "LogReg": {"class": "sklearn.linear_model.LogisticRegression", "scale": True},
+    "RF": {"class": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 20}},
+    "SVC": {"class": "sklearn.svm.SVC", "scale": True},
+    "MLP": {
+        "class": "sklearn.neural_network.MLPClassifier",
+        "scale": True,
+        "params": {"max_iter": 40},
+    },
+    "HGB": {
+        "class": "sklearn.ensemble.HistGradientBoostingClassifier",
+        "params": {"max_iter": 30},
+    },
+}
+
+
+@cache
+def calibrated(kind: str, calibration: str) -> Pipeline:
+    """A classifier fitted on numbers with all their digits, with a calibration on top."""
+    candidate = Candidate.model_validate({"name": kind, "calibration": calibration, **KINDS[kind]})
+    return fit_pipeline(CARD, candidate, digits(make_rows(CARD, seed=1)), SETTINGS).pipeline
+
+
+@pytest.mark.parametrize("calibration", ["none", "sigmoid", "isotonic"])
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:overflow")
+def test_every_calibration_of_every_classifier_scores_alike(kind: str, calibration: str) -> None:
+    unseen = digits(make_rows(CARD, rows=300, seed=2))
+    onnx = export_onnx(calibrated(kind, calibration), CARD, unseen, tolerance=1e-5)
+    assert np.unique(score_onnx(onnx.content, CARD, unseen)).size > 10
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:overflow")
+def test_the_mean_of_models_is_one_model_with_the_same_inputs_and_outputs() -> None:
+    unseen = digits(make_rows(CARD, rows=300, seed=2))
+    members = {
+        name: calibrated(name, how)
+        for name, how in (("XGB", "none"), ("SVC", "isotonic"), ("HGB", "sigmoid"))
+    }
+    mean = mean_pipeline(members)
+    onnx = export_onnx(mean, CARD, unseen, tolerance=1e-5)
+    alone = [export_onnx(member, CARD, unseen, tolerance=1e-5) for member in members.values()]
+    expected = np.mean([score_onnx(each.content, CARD, unseen) for each in alone], axis=0)
+    assert score_onnx(onnx.content, CARD, unseen) == pytest.approx(expected, abs=1e-6)
+    assert onnx.inputs == alone[0].inputs
+    graphs = [onnx_format.load_from_string(each.content).graph for each in (onnx, alone[0])]
+    first, other = ([str(out) for out in graph.output] for graph in graphs)
+    assert first == other
+    assert len(onnx.content) < sum(len(each.content) for each in alone) + 2000
+    # The splits of all its trees are tried, as of a single model.
+    splits = tree_thresholds(onnx.content, CARD)
+    for name, values in tree_thresholds(alone[2].content, CARD).items():
+        assert set(values) <= set(splits[name])
+    again = export_onnx(mean, CARD, unseen, tolerance=1e-5)
+    assert again.content == onnx.content
+
+
+def test_an_isotonic_curve_of_which_all_scores_are_the_same_is_a_constant() -> None:
+    frame = make_rows(CARD, seed=1)
+    for name in CARD.numbers:
+        frame[name] = np.float32(1)
+    for name in CARD.categories:
+        frame[name] = "same"
+    candidate = Candidate.model_validate({"name": "Flat", "calibration": "isotonic", **KINDS["RF"]})
+    pipeline = fit_pipeline(CARD, candidate, frame, SETTINGS).pipeline
+    onnx = export_onnx(pipeline, CARD, make_rows(CARD, rows=50, seed=2), tolerance=1e-5)
+    scores = score_onnx(onnx.content, CARD, make_rows(CARD, rows=50, seed=3))
+    assert np.unique(scores).size == 1
 
 
 def test_a_column_that_was_empty_all_through_is_an_input_all_the_same() -> None:
