@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         3, ge=0, description="Best candidates whose mean is one more candidate; 0: none."
     )
 
+    evidence_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="After which no further version's evidence is begun by a run; 0: none is.",
+    )
+
     in_containers: bool = Field(False, description="Set by the images; names other commands.")
 
     # Where state lies

@@ -3,6 +3,7 @@
     reports/<version>/<period>.html             our summary of a month, whole in itself
     reports/<version>/<period>.evidently.html   Evidently's page of it, whose script lies in assets
     reports/retrains/<id>.html                  of a retrain
+    reports/cards/<version>.html, .pdf          model card of a version that went to production
     reports/assets/                             what all of Evidently's pages share, once
 
 Only the standard library is imported: pipelines write reports, and the app lists them.
@@ -24,6 +25,7 @@ from mlops.settings import Settings, get_settings
 logger = logging.getLogger(__name__)
 
 RETRAINS = "retrains"
+CARDS = "cards"
 ASSETS = "assets"
 DETAIL = ".evidently.html"
 
@@ -37,15 +39,19 @@ _ASSET = re.compile(r'(?:src="|url\()\.\./assets/([A-Za-z0-9._-]+)(?:"|\))')
 _DAYS_OF_MONTH = 30.44
 
 
+Kind = Literal["month", "retrain", "card"]
+
+
 class ReportError(ValueError):
     """There is no such report, or its name is none."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A report that is there: of a month (`version`, `period`) or of a retrain (`retrain`)."""
+    """A report that is there: of a month (`version`, `period`), of a retrain (`retrain`), or the
+    model card of a `version`."""
 
-    kind: Literal["month", "retrain"]
+    kind: Kind
     path: Path
     written_at: datetime
     bytes: int
@@ -54,7 +60,7 @@ class Report:
     period: str | None = None
     retrain: str | None = None
     detail: Path | None = None
-    """Evidently's own page of the month, if there is one."""
+    """Evidently's own page of the month, or the card as a PDF, if there is one."""
 
     @property
     def files(self) -> list[Path]:
@@ -76,6 +82,16 @@ def retrain_path(reports_dir: Path, retrain_id: str) -> Path:
     return reports_dir / RETRAINS / f"{retrain_id}.html"
 
 
+def card_path(reports_dir: Path, version: str) -> Path:
+    """Return where the model card of a version lies; its PDF lies beside it, ending in .pdf.
+
+    Raises ReportError for what is no version.
+    """
+    if not _VERSION.fullmatch(version):
+        raise ReportError(f"found version {version!r}: expected a number, as in '3'")
+    return reports_dir / CARDS / f"{version}.html"
+
+
 def list_reports(reports_dir: Path) -> list[Report]:
     """Return all reports, the latest written first. Links and other files are passed over."""
     found = []
@@ -85,6 +101,12 @@ def list_reports(reports_dir: Path) -> list[Report]:
                 _report("retrain", path, retrain=path.stem)
                 for path in _files(folder, ".html")
                 if _RETRAIN.fullmatch(path.stem)
+            ]
+        elif folder.name == CARDS:
+            found += [
+                _report("card", path, version=path.stem)
+                for path in _files(folder, ".html")
+                if _VERSION.fullmatch(path.stem)
             ]
         elif _VERSION.fullmatch(folder.name):
             found += [
@@ -132,12 +154,22 @@ def read_page(path: Path) -> str:
     return text
 
 
+def read_pdf(path: Path) -> bytes:
+    """Return a file of a report as it is. Raises ReportError if it is gone, or a link."""
+    return _read(path)
+
+
 def write_page(path: Path, text: str) -> Path:
     """Replace `path` by `text` and return it; a reader sees the old page or the new one."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Replace `path` by `content` and return it; a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -147,17 +179,19 @@ def write_page(path: Path, text: str) -> Path:
 def prune(settings: Settings | None = None, champion: str | None = None) -> list[Path]:
     """Delete reports beyond `reports_keep_months` and `reports_max_mb`; return the files deleted.
 
-    Of each version the latest `reports_keep_months` months are kept, and retrains as long. If all
-    are more than `reports_max_mb`, the oldest go first: months of retired versions, then retrains,
-    then months of `champion`; never its latest `KEPT_OF_CHAMPION`. Nothing else is touched.
+    Of each version the latest `reports_keep_months` months are kept, and retrains and model cards
+    as long. If all are more than `reports_max_mb`, the oldest go first: months of retired versions,
+    then retrains and cards, then months of `champion`; never its latest `KEPT_OF_CHAMPION`, nor its
+    card. Nothing else is touched.
     """
     settings = settings or get_settings()
     reports = list_reports(settings.reports_dir)
     kept_always = set(_latest(reports, champion, KEPT_OF_CHAMPION)) if champion else set()
+    kept_always |= {each for each in reports if each.kind == "card" and each.version == champion}
     oldest = datetime.now(timezone.utc) - timedelta(
         days=settings.reports_keep_months * _DAYS_OF_MONTH
     )
-    versions = {report.version for report in reports if report.version is not None}
+    versions = {report.version for report in reports if report.kind == "month"}
     recent = {
         report.path
         for version in versions
@@ -182,7 +216,7 @@ def prune(settings: Settings | None = None, champion: str | None = None) -> list
 
 def _age(report: Report, champion: str | None) -> tuple[int, str, datetime]:
     """Sort key: what goes first."""
-    if report.kind == "retrain":
+    if report.kind != "month":
         return 1, "", report.written_at
     return (2 if report.version == champion else 0), report.period or "", report.written_at
 
@@ -207,11 +241,11 @@ def _delete(reports: Iterable[Report]) -> list[Path]:
     return gone
 
 
-def _report(kind: Literal["month", "retrain"], path: Path, **facts: str) -> Report | None:
-    detail = path.with_name(f"{path.stem}{DETAIL}")
+def _report(kind: Kind, path: Path, **facts: str) -> Report | None:
+    detail = path.with_name(f"{path.stem}{DETAIL if kind == 'month' else '.pdf'}")
     try:
         size, written = path.stat().st_size, path.stat().st_mtime
-        beside = detail if kind == "month" and _is_file(detail) else None
+        beside = detail if kind != "retrain" and _is_file(detail) else None
         size += beside.stat().st_size if beside else 0
     except OSError:  # pruned at this moment
         return None

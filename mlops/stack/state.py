@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mlops.reporting.library import ASSETS, RETRAINS
+from mlops.reporting.library import ASSETS, CARDS, RETRAINS
 from mlops.settings import ROOT, Settings
 
 _MARK = "mlops-stack"
@@ -27,6 +27,7 @@ _PAYLOAD_DRAFT = re.compile(r"\.(?:[0-9]+|current)\.[0-9a-f]+\.(?:new|old)")
 _REPORT = re.compile(r"(\.)?[0-9]{4}-[0-9]{2}(\.evidently)?\.html(?(1)\.[0-9]+)")
 _SHARED_REPORTS = {
     RETRAINS: re.compile(r"(\.)?[A-Za-z0-9][A-Za-z0-9_-]*\.html(?(1)\.[0-9]+)"),
+    CARDS: re.compile(r"(\.)?[0-9]+\.(html|pdf)(?(1)\.[0-9]+)"),
     ASSETS: re.compile(r"(\.)?evidently-[0-9.]+\.js(?(1)\.[0-9]+)"),
 }
 

@@ -1,0 +1,1 @@
+"""What shows how good a version of the model is: numbers, pictures, and its model card."""
