@@ -6,7 +6,8 @@ SHELL := /bin/sh
 .PHONY: help setup setup-dev up status logs down clean backup restore demo card run simulate rollback release \
 	promote shadow test lint \
 	format check pictures ready compose-up compose-demo compose-down compose-test \
-	setup-peers bench-serving bench-load bench-replay bench-training bench-growth replay fuzz faults
+	setup-peers bench-serving bench-load bench-replay bench-training bench-growth bench-literature \
+	eda replay fuzz faults
 
 stack := .venv-services/bin/python -m mlops.stack
 # Any python3 will do, and no environment of this project is needed.
@@ -120,6 +121,12 @@ bench-training: setup-dev ## Measure the five candidates beside the plain way, a
 
 bench-growth: setup-dev ## Say what each candidate takes with 45 thousand, 450 thousand and 4.5 million rows
 	@.venv/bin/python -W ignore -m benchmarks.growth
+
+bench-literature: setup-dev ## Compare our ROC AUC with the literature's, and say what of it is leakage
+	@.venv/bin/python -W ignore -m benchmarks.literature
+
+eda: setup-dev ## Run EDA.ipynb into reports/EDA.html; PICTURES=images saves its figures too
+	@.venv/bin/python scripts/eda.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 replay: setup-dev ## Play 2009-01 … 2010-11 as life would, on a stack of its own; FAST=1 in memory
 	@.venv/bin/python -W ignore -m mlops.replay $(if $(FAST),--fast)
