@@ -145,6 +145,7 @@ def leaderboard_text(leaderboard: list[dict[str, Any]]) -> str:
         ("lift 10 %", "validation_lift_at_10", "{:.2f}"),
         ("train AUC", "train_roc_auc", "{:.3f}"),
         ("fit s", "fit_seconds", "{:.1f}"),
+        ("rows", "sampled_rows", "{:,.0f}"),
     )
     width = max([len("candidate"), *(len(entry["candidate"]) for entry in leaderboard)])
     heads = "".join(f"{head:>11}" for head, _, _ in columns)
@@ -160,6 +161,9 @@ def leaderboard_text(leaderboard: list[dict[str, Any]]) -> str:
         )
         version = entry["version"] or "-"
         lines.append(f"{entry['rank']:>2}  {entry['candidate']:<{width}}  {version:>7}{values}")
+        rows = entry["metrics"].get("fitting_rows", 0)
+        if entry["metrics"].get("sampled_rows", rows) < rows:
+            lines[-1] += f" of {rows:,.0f} (max_rows)"
     return "\n".join(lines)
 
 

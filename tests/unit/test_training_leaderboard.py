@@ -69,3 +69,12 @@ def test_the_table_has_a_line_for_each_candidate():
     assert "ROC AUC" in lines[0]
     assert lines[1].split()[:4] == ["1", "a", "7", "0.6124"]
     assert lines[2].endswith("b          failed: broken")
+
+
+def test_the_table_says_who_was_fitted_on_a_part_of_the_rows():
+    board = rank([run("all"), run("part", 0.2)], ["all", "part"], lambda run_id: SAME)
+    board[0]["metrics"] |= {"fitting_rows": 31_201.0, "sampled_rows": 31_201.0}
+    board[1]["metrics"] |= {"fitting_rows": 31_201.0, "sampled_rows": 1_997.0}
+    _, whole, part = leaderboard_text(board).splitlines()
+    assert whole.endswith(" 31,201")
+    assert part.endswith(" 1,997 of 31,201 (max_rows)")
