@@ -159,9 +159,7 @@ def _generated(card: Card, seed: int, reason: str) -> RawData:
                     f"  {card.source.url}",
                 ]
                 if card.source
-                else [
-                    "For real data, set MLOPS_DATA to a file with the card's columns (zip or CSV)."
-                ]
+                else [f"For real data, set MLOPS_DATA to a file with {card.name}'s columns."]
             ),
             "=" * 78,
         ]

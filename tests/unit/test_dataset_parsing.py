@@ -253,3 +253,33 @@ def test_a_card_with_dates_needs_no_order_and_no_column_of_its_time():
         "row 2 (line 3 of the file), column 'day': found '2020-01-01', "
         "expected a date written as %d.%m.%Y"
     )
+
+
+def test_a_card_may_say_that_its_files_write_a_decimal_comma():
+    card = CHURN.model_copy(update={"decimal": ",", "separators": (";",)})
+    head = "customer;day;spend;visits;plan;left\n"
+    frame = parse(head + "a;01.02.2020;1,5;3;basic;0\nb;02.02.2020;-0,25;4;none;1\n", card)
+    assert frame["spend"].tolist() == [1.5, -0.25]
+    (problem,) = refused(head + "a;01.02.2020;1.500;3;basic;0\n", card)
+    assert "column 'spend': found '1.500', expected a number" in problem
+
+
+@pytest.mark.parametrize("given_months", [True, False])
+def test_a_file_without_time_gives_its_months_in_the_period_column_or_by_its_order(given_months):
+    card = load_card("corporate_churn")
+    head = "corporation,lastmonth_activity,lastyear_activity,number_of_employees,exited"
+    rows = [f"Firm {row},{row},{row * 9},{row + 1},{row % 2}" for row in range(36)]
+    if given_months:
+        head, rows = head + ",period", [f"{row},2023-0{1 + n // 12}" for n, row in enumerate(rows)]
+    frame = parse("\n".join([head, *rows]), card)
+    assert frame["period"].nunique() == (3 if given_months else 18)
+    assert frame["period"].is_monotonic_increasing
+    assert "corporation" not in frame
+
+
+def test_fewer_rows_than_months_to_deal_them_over_are_refused_with_the_way_out():
+    card = load_card("corporate_churn")
+    head = "corporation,lastmonth_activity,lastyear_activity,number_of_employees,exited\n"
+    (problem,) = refused(head + "Firm,1,2,3,0\n", card)
+    assert "found 1 rows in all, expected at least one for each of the 18 months" in problem
+    assert "`time` in the card" in problem

@@ -288,6 +288,21 @@ def test_a_sample_does_not_take_the_place_of_what_was_read_before(tmp_path, serv
 
 
 def test_a_card_without_a_source_asks_for_the_data(tmp_path):
-    card = CARD.model_copy(update={"source": None})
+    card = CARD.model_copy(update={"source": None, "sample": None})
     with pytest.raises(DataError, match="no source: set MLOPS_DATA"):
         read_source(card, settings(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["credit_card_churn", "corporate_churn"])
+def test_a_card_whose_data_nobody_publishes_has_a_sample_and_says_so(tmp_path, name):
+    card = load_card(name)
+    raw = read_source(card, settings(tmp_path))
+    assert raw.origin == "generated"
+    assert raw.notice is not None
+    assert "GENERATED" in raw.notice
+    assert f"set MLOPS_DATA to a file with {name}'s columns" in raw.notice
+    assert raw.frame["period"].min() == card.time.start
+    assert raw.frame["period"].max() == card.time.end
+    rows = raw.frame.groupby("period")["target"].agg(["size", "sum"])
+    assert rows["size"].min() >= settings(tmp_path).drift_min_rows, "each month may alarm"
+    assert raw.sha256 == read_source(card, settings(tmp_path)).sha256

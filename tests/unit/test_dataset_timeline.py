@@ -16,6 +16,7 @@ from mlops.dataset.timeline import (
     period_range,
     periods_by_date,
     periods_by_month_order,
+    periods_by_row_order,
 )
 
 periods = st.dates(date(1000, 1, 1), date(3000, 1, 1)).map(period_of)
@@ -79,3 +80,17 @@ def test_dates_are_read_by_their_format():
     assert periods_by_date(["31.12.2020", "01.01.2021"], "%d.%m.%Y") == ["2020-12", "2021-01"]
     with pytest.raises(TimelineError, match=r"row 2: found '12/31/20'.*%d\.%m\.%Y"):
         periods_by_date(["31.12.2020", "12/31/20"], "%d.%m.%Y")
+
+
+@given(st.integers(1, 500), st.integers(0, 30))
+def test_rows_without_any_time_are_dealt_evenly_in_their_order(rows: int, months: int) -> None:
+    end = add_months("2023-11", months)
+    if rows <= months:
+        with pytest.raises(TimelineError, match=f"{rows} rows in all, expected at least one"):
+            periods_by_row_order(rows, "2023-11", end)
+        return
+    periods = periods_by_row_order(rows, "2023-11", end)
+    assert periods == sorted(periods)
+    held = [periods.count(period) for period in period_range("2023-11", end)]
+    assert sum(held) == rows
+    assert max(held) - min(held) <= 1
