@@ -44,6 +44,7 @@ def main() -> None:
         ("growth", tell_growth, "training-growth.png", "performance.md"),
         ("replay", tell_replay, "replay.png", "retraining.md"),
         ("ablation", tell_ablation, None, "retraining.md"),
+        ("literature", tell_literature, None, "results.md"),
     ):
         file = root / "benchmarks" / "results" / f"{name}.json"
         if file.exists():
@@ -379,6 +380,22 @@ def tell_ablation(figures: dict[str, Any]) -> str:
             )
         ]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | `{row['command']}` |")
+    return "\n".join([*lines, "", _where(figures)])
+
+
+def tell_literature(figures: dict[str, Any]) -> str:
+    """Return the table in Markdown, a row a split and model, each with its command."""
+    lines = [
+        "| what | columns | rows scored | ROC AUC | 95 % interval | avg. precision | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        found = row["figures"]
+        lines.append(
+            f"| {row['name']} | {found['columns']} | {found['rows']:,} | **{found['roc_auc']:.4f}** "
+            f"| {found['low']:.4f} to {found['high']:.4f} | {found['average_precision']:.4f} "
+            f"| `{row['command']}` |"
+        )
     return "\n".join([*lines, "", _where(figures)])
 
 
