@@ -105,6 +105,7 @@ def mage_environment(settings: Settings | None = None) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it fills the logs of blocks
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines a trial of a search
         # Else MLflow adds the whole lock to every model that it stores.
         "MLFLOW_UV_AUTO_DETECT": "false",
         # Mage wants an integer here; somebody's DEBUG=False would stop it from starting.

@@ -103,7 +103,6 @@ def _fit_and_log(
     if settings.search_trials == 0 or candidate.search is None:
         logged = learn(card, candidate, frame, settings)
     else:
-        tracking.adopt_trials(training, name, run_id, settings)
 
         def told(trial: Trial) -> None:
             progress(trial.text)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +58,8 @@ STANDARD_ERRORS = 2.0
 docs/retraining.md has what others come to."""
 
 _REASON = "reason"
+_REASON_LENGTH = 2000
+"""Of an attribute, for Optuna's column."""
 _SETUP = "setup"
 
 
@@ -76,6 +77,8 @@ class Trial:
     """Brier score of all rows up to each fold that was scored, the oldest fold first."""
     seconds: float
     reason: str | None = None
+    again: bool = False
+    """Whether it was tried before the search was interrupted, and is only told again."""
 
     @property
     def brier(self) -> float | None:
@@ -94,7 +97,8 @@ class Trial:
         whose = "the file's own: " if self.number == 1 else ""
         return (
             f"{self.candidate}: trial {self.number} of {self.of}, {came_to}, "
-            f"{self.seconds:.1f} s ({whose}{tried})"
+            f"{self.seconds:.1f} s{', before the interruption' if self.again else ''} "
+            f"({whose}{tried})"
         )
 
 
@@ -180,6 +184,16 @@ def own_values(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     return {name: values[name] for name in search_space(candidate, settings)}
 
 
+def values_drawn(space: dict[str, Choices | Range], params: dict[str, Any]) -> dict[str, Any]:
+    """Return the `params` of a trial of Optuna as the values that the file lists."""
+    values = {}
+    for name, dimension in space.items():
+        values[name] = params[name]
+        if isinstance(dimension, Choices):
+            values[name] = next(each for each in dimension.values if _coded(each) == params[name])
+    return values
+
+
 @contextmanager
 def stored_study(name: str, settings: Settings) -> Iterator[StudyOf]:
     """Yield what gives the study `name` of Postgres (database `mlops`, schema `optuna`).
@@ -247,12 +261,35 @@ class _Search:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self.study.tell(trial.number, state=TrialState.FAIL)  # of a process that died
         done = self._done()
+        for place, trial in enumerate(done):
+            self.told(self._trial(place, trial, again=True))
         while len(done) < self.settings.search_trials:
             if sum(_seconds(trial) for trial in done) >= self.settings.search_seconds:
                 break
             self._try(len(done), done)
             done = self._done()
+            self.told(self._trial(len(done) - 1, done[-1]))
         return self._found(done)
+
+    def _trial(self, place: int, trial: optuna.trial.FrozenTrial, again: bool = False) -> Trial:
+        states: dict[str, Literal["complete", "pruned", "failed"]] = {
+            "COMPLETE": "complete",
+            "PRUNED": "pruned",
+            "FAIL": "failed",
+        }
+        return Trial(
+            self.candidate.name,
+            place + 1,
+            self.settings.search_trials,
+            states[trial.state.name],
+            own_values(self.candidate, self.settings)
+            if place == 0
+            else values_drawn(self.space, trial.params),
+            [value for _, value in sorted(trial.intermediate_values.items())],
+            _seconds(trial),
+            trial.user_attrs.get(_REASON),
+            again,
+        )
 
     def _done(self) -> list[optuna.trial.FrozenTrial]:
         """Return the trials that count, in order: one that was interrupted is drawn again."""
@@ -266,45 +303,41 @@ class _Search:
         from optuna.samplers import TPESampler
         from optuna.trial import TrialState
 
-        begin = time.perf_counter()
         seed = np.random.SeedSequence([self.settings.seed, place]).generate_state(1)[0]
         self.study.sampler = TPESampler(seed=int(seed))
         asked = {name: _distribution(each) for name, each in self.space.items()}
-        if place == 0:
-            asked = self._enqueue_own(asked)
-        trial = self.study.ask(asked)
-        candidate, values = self.candidate, own_values(self.candidate, self.settings)
-        if place > 0:
-            values = self._values(trial.params)
-            candidate = candidate.with_values(values)
-        state: Literal["complete", "pruned", "failed"] = "complete"
-        reason, briers = None, []
+        trial = self.study.ask(self._enqueue_own(asked) if place == 0 else asked)
         try:
-            best = self._best(done)
-            errors = np.empty(0)
-            for step, fold in enumerate(self.folds):
-                errors = np.append(errors, self._fold_errors(candidate, fold))
-                briers.append(float(errors.mean()))
-                trial.report(briers[-1], step)
-                last = step == len(self.folds) - 1
-                if best is not None and not last:
-                    theirs = self._errors_of(best)[: len(errors)]
-                    if clearly_lower(theirs, errors, STANDARD_ERRORS):
-                        state = "pruned"
-                        break
-            self._errors[trial.number] = errors
-        except Exception as error:
-            state, reason = "failed", f"{type(error).__name__}: {error}"
-        if state == "complete":
-            self.study.tell(trial, briers[-1])
-        elif state == "pruned":
+            candidate = self.candidate
+            if place > 0:
+                candidate = candidate.with_values(values_drawn(self.space, trial.params))
+            errors = self._errors_until_behind(candidate, trial, self._best(done))
+        except Exception as error:  # of any library: this one is named, and the search goes on
+            trial.set_user_attr(_REASON, f"{type(error).__name__}: {error}"[:_REASON_LENGTH])
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        if errors is None:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            trial.set_user_attr(_REASON, reason)
-            self.study.tell(trial, state=TrialState.FAIL)
-        seconds = time.perf_counter() - begin
-        of = self.settings.search_trials
-        self.told(Trial(self.candidate.name, place + 1, of, state, values, briers, seconds, reason))
+            self._errors[trial.number] = errors
+            self.study.tell(trial, float(errors.mean()))
+
+    def _errors_until_behind(
+        self,
+        candidate: Candidate,
+        trial: optuna.Trial,
+        best: optuna.trial.FrozenTrial | None,
+    ) -> NDArray[np.float64] | None:
+        """Return the squared errors of all folds; None as soon as they are clearly the higher."""
+        errors = np.empty(0)
+        for step, fold in enumerate(self.folds, start=1):
+            errors = np.append(errors, self._fold_errors(candidate, fold))
+            trial.report(float(errors.mean()), step)
+            if best is None or step == len(self.folds):
+                continue
+            if clearly_lower(self._errors_of(best)[: len(errors)], errors, STANDARD_ERRORS):
+                return None
+        return errors
 
     def _enqueue_own(self, asked: dict[str, BaseDistribution]) -> dict[str, BaseDistribution]:
         """Have the next trial be the file's own; return what it can be asked for.
@@ -322,17 +355,6 @@ class _Search:
             self.study.enqueue_trial({name: coded[name] for name in held})
         return held
 
-    def _values(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return what Optuna has drawn as the values that the file lists."""
-        values = {}
-        for name, dimension in self.space.items():
-            values[name] = params[name]
-            if isinstance(dimension, Choices):
-                values[name] = next(
-                    each for each in dimension.values if _coded(each) == params[name]
-                )
-        return values
-
     def _fold_errors(self, candidate: Candidate, fold: Window) -> NDArray[np.float64]:
         with warnings.catch_warnings():
             # What is served says so once; here it would be said for each fold of each trial.
@@ -346,7 +368,7 @@ class _Search:
         if trial.number not in self._errors:
             candidate = self.candidate
             if trial.number != self._done()[0].number:
-                candidate = candidate.with_values(self._values(trial.params))
+                candidate = candidate.with_values(values_drawn(self.space, trial.params))
             self._errors[trial.number] = np.concatenate(
                 [self._fold_errors(candidate, fold) for fold in self.folds]
             )
@@ -373,7 +395,7 @@ class _Search:
             why += f": {best.value:.4f} is not clearly lower than {own.value:.4f}"
         if chosen:
             assert best is not None
-            candidate = candidate.with_values(self._values(best.params))
+            candidate = candidate.with_values(values_drawn(self.space, best.params))
         text = (
             f"{self.candidate.name}: {len(done)} trials, {states.count('PRUNED')} pruned, "
             f"{states.count('FAIL')} failed: trial {chosen + 1} is learnt with ({why})"

@@ -212,39 +212,6 @@ def log_trial(run_id: str, trial: Trial, settings: Settings) -> None:
     mlflow_client.set_terminated(run.info.run_id, status, end_time=end)
 
 
-def trials(mlflow_client: MlflowClient, run_id: str) -> list[Run]:
-    """Return the trials below a candidate's run, the earliest first."""
-    experiment_id = mlflow_client.get_run(run_id).info.experiment_id
-    found, token = [], None
-    while True:
-        page = mlflow_client.search_runs(
-            [experiment_id],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}' and tags.{TRIAL_TAG} != ''",
-            order_by=["attributes.start_time ASC"],
-            page_token=token,
-        )
-        found += list(page)
-        token = page.token
-        if not token:
-            return found
-
-
-def adopt_trials(training: Training, candidate: str, run_id: str, settings: Settings) -> None:
-    """Have the trials of interrupted runs of the same training and candidate stand below `run_id`.
-
-    The search goes on where it was, and so do its runs.
-    """
-    mlflow_client = client(settings)
-    experiment_id = mlflow_client.get_run(run_id).info.experiment_id
-    for earlier in runs(mlflow_client, experiment_id, training.id, candidate):
-        if earlier.info.run_id == run_id:
-            continue
-        for trial in trials(mlflow_client, earlier.info.run_id):
-            mlflow_client.set_tag(trial.info.run_id, MLFLOW_PARENT_RUN_ID, run_id)
-            if trial.info.status == "RUNNING":  # its process died while it was written
-                mlflow_client.set_terminated(trial.info.run_id, "KILLED")
-
-
 def _recipe_tags(candidate: Candidate) -> list[RunTag]:
     """An ensemble has none: it is not fitted, its members are."""
     if candidate.name == ENSEMBLE:
