@@ -128,7 +128,7 @@ bench-literature: setup-dev ## Compare our ROC AUC with the literature's, and sa
 eda: setup-dev ## Run EDA.ipynb into reports/EDA.html; PICTURES=images saves its figures too
 	@.venv/bin/python scripts/eda.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
-replay: setup-dev ## Play 2009-01 … 2010-11 as life would, on a stack of its own; FAST=1 in memory
+replay: setup-dev ## Play the months to come as life would, on a stack of its own; FAST=1 in memory
 	@.venv/bin/python -W ignore -m mlops.replay $(if $(FAST),--fast)
 
 lint: setup-dev ## Lint, format, types, and the import contract

@@ -17,10 +17,11 @@ from typing import Any
 
 from benchmarks.serving import commit, draw, machine, say
 from mlops.replay.false_alarms import SHUFFLES, measure_false_alarms
-from mlops.replay.fast import START, Asked, own_ground, play_fast
+from mlops.replay.fast import Asked, own_ground, play_fast
 from mlops.replay.figures import Month, Policy
 from mlops.settings import ROOT
 
+START = "2009-01"
 RESULTS = ROOT / "benchmarks" / "results" / "replay.json"
 KEYS = {
     "auc": "roc_auc",

@@ -168,6 +168,9 @@ class TimeAxis(_Part):
         description="Last period of files that may be learnt from; what follows has yet to happen."
         " Without it, all that files hold is history.",
     )
+    replay_from: Period | None = Field(
+        None, description="First month of a replay; without it, the one after `history_until`."
+    )
     validation_months: int = Field(2, ge=1, description="Latest months of a window.")
 
     @model_validator(mode="after")

@@ -21,12 +21,12 @@ from typing import Any
 from pydantic import ValidationError
 from rich.console import Console
 
-from mlops.dataset.card import CardError
+from mlops.dataset.card import CardError, load_card
 from mlops.dataset.errors import DataError
 from mlops.orchestration.mage import MageError
-from mlops.replay.fast import START, Asked, own_ground, play_fast
+from mlops.replay.fast import Asked, own_ground, play_fast
 from mlops.replay.figures import POLICIES, Month, Policy
-from mlops.replay.ground import OverrideError
+from mlops.replay.ground import OverrideError, first_month
 from mlops.replay.live import LiveReplayError, changes_for_live, play_beside
 from mlops.replay.report import write_report
 from mlops.replay.watch import UnknownRuleError
@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(message)s")
     console = Console(highlight=False, soft_wrap=True)
-    asked = asked_for(arguments)
+    try:
+        asked = asked_for(arguments)
+    except (OverrideError, CardError) as error:
+        print(error, file=sys.stderr)
+        return 2
     changes = dict(asked.changes)
     if not options.fast:
         if "alert" not in asked.policies:
@@ -74,11 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def asked_for(arguments: Sequence[str] | None) -> Asked:
-    """Return what the arguments of the command line ask for."""
+    """Return what the arguments of the command line ask for, the card's months where they do not.
+
+    Raises CardError if there is no such card, OverrideError if it tells no month to begin with.
+    """
     options = _options(arguments)
+    card = load_card(options.set.get("card", get_settings().card))
     return Asked(
         policies=options.policy or POLICIES,
-        start=options.start,
+        start=options.start or first_month(card),
         end=options.to,
         label_delay=options.label_delay,
         changes=options.set,
@@ -128,7 +136,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--fast", action="store_true", help="in memory: the same code without HTTP, Mage and MLflow"
     )
     parser.add_argument("--policy", action="append", choices=POLICIES, help="default: all three")
-    parser.add_argument("--from", dest="start", default=START, help=f"default: {START}")
+    parser.add_argument("--from", dest="start", help="default: as the card says")
     parser.add_argument("--to", help="default: the last month of the data")
     parser.add_argument(
         "--label-delay", type=int, default=0, metavar="MONTHS", help="0: known at the month's end"

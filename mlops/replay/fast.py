@@ -25,9 +25,6 @@ from mlops.replay.world import World
 from mlops.settings import Settings
 from mlops.stack.postgres import running
 
-START = "2009-01"
-"""First month of a replay, unless another is asked for."""
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -37,8 +34,8 @@ class Asked:
     `candidates` those that are learnt (none: all of the file).
     """
 
+    start: str
     policies: Sequence[Policy] = POLICIES
-    start: str = START
     end: str | None = None
     label_delay: int = 0
     changes: Mapping[str, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from mlops.dataset.card import Card, load_card
+from mlops.dataset.timeline import add_months
 from mlops.settings import Settings, get_settings, secret_names
 from mlops.training.candidates import get_candidate
 
@@ -80,6 +81,21 @@ def own_settings(folder: Path, overrides: Mapping[str, str]) -> tuple[Settings, 
     )
     settings = Settings(_env_file=None, **{**values, "card": str(path)})
     return settings, load_card(settings.card)
+
+
+def first_month(card: Card) -> str:
+    """Return the month that a replay of the card begins with, unless another is asked for.
+
+    Raises OverrideError if the card names none.
+    """
+    if card.time.replay_from is not None:
+        return card.time.replay_from
+    if card.time.history_until is None:
+        raise OverrideError(
+            f"{card.path.name} tells no month that a replay could begin with: set "
+            "time.history_until in it, or ask for one with --from"
+        )
+    return add_months(card.time.history_until, 1)
 
 
 def own_card(card: Card, folder: Path, changes: Mapping[str, Any]) -> Path:

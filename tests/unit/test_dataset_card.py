@@ -70,7 +70,7 @@ def test_costs_are_told_or_not(tmp_path):
 def test_an_unknown_card_names_those_there_are():
     with pytest.raises(
         CardError,
-        match="no card 'bank_marketting': there are bank_marketing, corporate_churn, credit_.* in",
+        match=r"no card 'bank_marketting': there are bank_marketing, corporate_churn, credit_.* in",
     ):
         load_card("bank_marketting")
 

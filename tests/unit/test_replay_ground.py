@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mlops.replay.ground import OverrideError, own_settings
+from mlops.dataset.card import load_card
+from mlops.replay.ground import OverrideError, first_month, own_settings
 from mlops.settings import Settings, get_settings, secret_names
 
 REAL = {
@@ -77,3 +78,13 @@ def test_a_place_can_be_chosen_and_a_secret_cannot(real: Path, tmp_path: Path) -
     for name in secret_names():
         with pytest.raises(OverrideError, match="no setting"):
             own_settings(tmp_path, {name: "x"})
+
+
+def test_a_replay_begins_where_the_card_says_or_after_its_history(tmp_path: Path) -> None:
+    assert first_month(load_card("bank_marketing")) == "2009-01"
+    card = load_card("corporate_churn")
+    assert card.time.history_until == "2023-12"
+    assert first_month(card) == "2024-01"
+    time = card.time.model_copy(update={"history_until": None})
+    with pytest.raises(OverrideError, match=r"corporate_churn.yaml tells no month.*--from"):
+        first_month(card.model_copy(update={"time": time}))
