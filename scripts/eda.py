@@ -53,7 +53,12 @@ def main() -> int:
     if failure:
         print(f"{failure}\n{folder / NOTEBOOK.name} has all up to there", file=sys.stderr)
         return 1
-    page = HTMLExporter(exclude_input=True, exclude_output_prompt=True, embed_images=True)
+    page = HTMLExporter(
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+    )
     html, _ = page.from_notebook_node(notebook, {"metadata": {"name": "EDA"}})
     (folder / "EDA.html").write_text(html, encoding="utf-8")
     print(f"{time.monotonic() - began:.0f} s; for reading: {folder / 'EDA.html'}")
