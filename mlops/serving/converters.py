@@ -4,6 +4,8 @@
 - Thresholds of histogram gradient boosting are doubles, which skl2onnx rounds to the nearest
   float32: a number beside one then takes the other branch. Rounded down, as here, no comparison of
   a float32 with them changes.
+- A support vector machine is a sum of thousands of terms that nearly cancel: in float32, as
+  onnxruntime has it, the score is off by 4e-5 where `C` is 10. Here it is computed in doubles.
 - Of an isotonic calibration skl2onnx answers the nearest knot's value, where sklearn draws a line
   from knot to knot.
 """
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.isotonic import IsotonicRegression
+from sklearn.svm import SVC
 
 _CLASSIFIER = {"zipmap": [True, False, "columns"], "nocl": [True, False]}
 _LABELLED = _CLASSIFIER | {"output_class_labels": [False, True]}
@@ -29,20 +32,13 @@ def register() -> None:
     from skl2onnx.common.shape_calculator import calculate_linear_classifier_output_shapes
     from xgboost import XGBClassifier
 
+    scored = _LABELLED | {"raw_scores": [True, False]}
+    boosting, calibrated = HistGradientBoostingClassifier, CalibratedClassifierCV
     for kind, alias, convert, options in (
         (XGBClassifier, "XGBoostXGBClassifier", convert_xgboost, _CLASSIFIER),
-        (
-            HistGradientBoostingClassifier,
-            "SklearnHistGradientBoostingClassifier",
-            _convert_histogram_boosting,
-            _LABELLED | {"raw_scores": [True, False]},
-        ),
-        (
-            CalibratedClassifierCV,
-            "SklearnCalibratedClassifierCV",
-            _convert_calibrated,
-            _LABELLED,
-        ),
+        (SVC, "SklearnSVC", _convert_support_vectors, scored),
+        (boosting, f"Sklearn{boosting.__name__}", _convert_histogram_boosting, scored),
+        (calibrated, f"Sklearn{calibrated.__name__}", _convert_calibrated, _LABELLED),
     ):
         update_registered_converter(
             kind, alias, calculate_linear_classifier_output_shapes, convert, options=options
@@ -73,6 +69,32 @@ def _convert_histogram_boosting(scope: Any, operator: Any, container: Any) -> No
     values.CopyFrom(helper.make_attribute("nodes_values", float32_below(thresholds).tolist()))
 
 
+def _convert_support_vectors(scope: Any, operator: Any, container: Any) -> None:
+    """Convert the decision function of an RBF kernel: the sum of a exp(-gamma |x - v|²), and b."""
+    from onnx import TensorProto
+    from skl2onnx.operator_converters.support_vector_machines import (
+        convert_sklearn_svm_classifier,
+    )
+
+    model = operator.raw_operator
+    asked = container.get_options(model, {"raw_scores": False})
+    if model.kernel != "rbf" or len(model.classes_) != 2 or not asked["raw_scores"]:
+        convert_sklearn_svm_classifier(scope, operator, container)
+        return
+    graph = _Graph(scope, container)
+    vectors, gamma = np.asarray(model.support_vectors_, dtype=np.float64), model._gamma
+    x = graph.add("Cast", operator.inputs[0].full_name, to=TensorProto.DOUBLE)
+    # -gamma |x - v|² = gamma (2 x·v - |v|²) - gamma |x|²
+    near = graph.add("MatMul", x, graph.constant(2 * gamma * vectors.T))
+    near = graph.add("Sub", near, graph.constant(gamma * (vectors**2).sum(axis=1)))
+    length = graph.add("ReduceSumSquare", x, axes=[1], keepdims=1)
+    length = graph.add("Mul", length, graph.constant([gamma]))
+    kernel = graph.add("Exp", graph.add("Sub", near, length))
+    score = graph.add("MatMul", kernel, graph.constant(model.dual_coef_.reshape(-1, 1)))
+    score = graph.add("Add", score, graph.constant(model.intercept_))
+    graph.answer(operator, graph.add("Neg", score), score)
+
+
 def _convert_calibrated(scope: Any, operator: Any, container: Any) -> None:
     from skl2onnx.operator_converters.calibrated_classifier_cv import (
         convert_sklearn_calibrated_classifier_cv,
@@ -89,32 +111,16 @@ def _convert_isotonic(scope: Any, operator: Any, container: Any) -> None:
     """Convert what answers the mean of its calibrated classifiers, of two classes."""
     from onnx import TensorProto
 
-    def add(kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        output = output or scope.get_unique_variable_name(kind.lower())
-        name = scope.get_unique_operator_name(kind)
-        container.add_node(kind, inputs, [output], name=name, **attributes)
-        return output
-
-    def constant(values: Any, kind: int = TensorProto.DOUBLE) -> str:
-        name: str = scope.get_unique_variable_name("constant")
-        array = np.asarray(values)
-        container.add_initializer(name, kind, array.shape, array.ravel().tolist())
-        return name
-
+    graph = _Graph(scope, container)
     answers = []
     for calibrated in operator.raw_operator.calibrated_classifiers_:
         [curve] = calibrated.calibrators  # of two classes, that of the positive one
         scores = _scores(scope, operator, container, calibrated.estimator)
-        last = add("Gather", [scores, constant([1], TensorProto.INT64)], axis=1, op_version=13)
-        scores = add("Cast", [last], to=TensorProto.DOUBLE, op_version=13)
-        answers.append(_follow(add, constant, curve, scores))
-    positive = add("Sum", answers, op_version=13)  # onnxruntime has no Mean of doubles
-    positive = add("Mul", [positive, constant([1 / len(answers)])], op_version=14)
-    negative = add("Sub", [constant([1.0]), positive], op_version=14)
-    both = add("Concat", [negative, positive], axis=1, op_version=13)
-    label, probabilities = (output.full_name for output in operator.outputs)
-    add("Cast", [both], probabilities, to=TensorProto.FLOAT, op_version=13)
-    add("ArgMax", [probabilities], label, axis=1, keepdims=0, op_version=13)
+        last = graph.add("Gather", scores, graph.constant([1], TensorProto.INT64), axis=1)
+        answers.append(_follow(graph, curve, graph.add("Cast", last, to=TensorProto.DOUBLE)))
+    positive = graph.add("Sum", *answers)  # onnxruntime has no Mean of doubles
+    positive = graph.add("Mul", positive, graph.constant([1 / len(answers)]))
+    graph.answer(operator, graph.add("Sub", graph.constant([1.0]), positive), positive)
 
 
 def _scores(scope: Any, operator: Any, container: Any, estimator: Any) -> str:
@@ -135,7 +141,7 @@ def _scores(scope: Any, operator: Any, container: Any, estimator: Any) -> str:
     return str(inner.outputs[1].full_name)
 
 
-def _follow(add: Any, constant: Any, curve: IsotonicRegression, scores: str) -> str:
+def _follow(graph: _Graph, curve: IsotonicRegression, scores: str) -> str:
     """Return where the values of `curve` at `scores` are found: doubles, rows by 1.
 
     From the first knot's value on, each part between two knots adds its slope times how far it was
@@ -143,13 +149,50 @@ def _follow(add: Any, constant: Any, curve: IsotonicRegression, scores: str) -> 
     """
     x = np.asarray(curve.X_thresholds_, dtype=np.float64)
     y = np.asarray(curve.y_thresholds_, dtype=np.float64)
-    if len(x) == 1:
-        nothing = add("Mul", [scores, constant([0.0])], op_version=14)
-        return str(add("Add", [nothing, constant(y)], op_version=14))
-    lengths = np.diff(x)
-    gone = add("Sub", [scores, constant(x[:-1])], op_version=14)
-    gone = add("Max", [gone, constant([0.0])], op_version=13)
-    gone = add("Min", [gone, constant(lengths)], op_version=13)
-    slopes = (np.diff(y) / lengths).reshape(-1, 1)
-    risen = add("MatMul", [gone, constant(slopes)], op_version=13)
-    return str(add("Add", [risen, constant(y[:1])], op_version=14))
+    lengths = np.diff(x, append=x[-1] + 1)
+    rises = np.diff(y, append=y[-1])  # a last part that rises by nothing: there may be one knot
+    gone = graph.add("Sub", scores, graph.constant(x))
+    gone = graph.add("Max", gone, graph.constant([0.0]))
+    gone = graph.add("Min", gone, graph.constant(lengths))
+    risen = graph.add("MatMul", gone, graph.constant((rises / lengths).reshape(-1, 1)))
+    return graph.add("Add", risen, graph.constant(y[:1]))
+
+
+class _Graph:
+    """Nodes of a converter, in the versions of operators of opset 17."""
+
+    def __init__(self, scope: Any, container: Any) -> None:
+        self._scope = scope
+        self._container = container
+
+    def add(self, kind: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """Add a node, and return the name of what it gives."""
+        output = output or self._scope.get_unique_variable_name(kind.lower())
+        self._container.add_node(
+            kind,
+            list(inputs),
+            [output],
+            name=self._scope.get_unique_operator_name(kind),
+            op_version=14 if kind in ("Add", "Sub", "Mul") else 13,
+            **attributes,
+        )
+        return output
+
+    def constant(self, values: Any, kind: int | None = None) -> str:
+        """Add numbers (doubles if no `kind` is given), and return their name."""
+        from onnx import TensorProto
+
+        name = str(self._scope.get_unique_variable_name("constant"))
+        array = np.asarray(values)
+        kind = TensorProto.DOUBLE if kind is None else kind
+        self._container.add_initializer(name, kind, array.shape, array.ravel().tolist())
+        return name
+
+    def answer(self, operator: Any, negative: str, positive: str) -> None:
+        """Give both columns of doubles as the operator's float32, and which is the larger."""
+        from onnx import TensorProto
+
+        label, scores = (output.full_name for output in operator.outputs)
+        both = self.add("Concat", negative, positive, axis=1)
+        self.add("Cast", both, output=scores, to=TensorProto.FLOAT)
+        self.add("ArgMax", scores, output=label, axis=1, keepdims=0)

@@ -56,7 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "XGB": {"class": "xgboost.XGBClassifier", "params": {"n_estimators": 30, "max_depth": 3}},
     "LogReg": {"class": "sklearn.linear_model.LogisticRegression", "scale": True},
     "RF": {"class": "sklearn.ensemble.RandomForestClassifier", "params": {"n_estimators": 20}},
-    "SVC": {"class": "sklearn.svm.SVC", "scale": True},
+    "SVC": {"class": "sklearn.svm.SVC", "scale": True, "params": {"C": 10}},
     "MLP": {
         "class": "sklearn.neural_network.MLPClassifier",
         "scale": True,
