@@ -66,7 +66,7 @@ class Settings(BaseSettings):
         3, ge=1, description="Blocks of latest months by which trials are judged, each by the past."
     )
     ensemble_size: int = Field(
-        3, ge=0, description="Best candidates whose mean is one more candidate; 0: none."
+        3, ge=0, description="Best candidates whose mean is one more; below 2: none."
     )
 
     evidence_seconds: float = Field(

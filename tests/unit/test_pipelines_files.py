@@ -120,6 +120,13 @@ def test_candidates_are_fitted_in_parallel_processes() -> None:
         assert blocks["train/fit_candidate"]["configuration"] == {"reduce_output": True}
 
 
+def test_the_best_are_blended_after_the_candidates_and_before_the_ranking() -> None:
+    for pipeline in ("train", "retrain"):
+        blocks = {block["uuid"]: block for block in load(pipeline, "metadata.yaml")["blocks"]}
+        assert blocks["train/fit_ensemble"]["upstream_blocks"] == ["train/fit_candidate"]
+        assert blocks["train/leaderboard"]["upstream_blocks"] == ["train/fit_ensemble"]
+
+
 def test_every_block_of_retrain_is_watched_by_the_callback() -> None:
     metadata = load("retrain", "metadata.yaml")
     # In one process, Mage may kill a failed run before its callback has written anything.

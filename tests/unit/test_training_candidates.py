@@ -56,11 +56,27 @@ def test_the_file_may_set_the_seed_itself(written):
         ("Mine: [", "not YAML"),
         ("Mine: sklearn", "Mine: found 'sklearn', expected keys"),
         ("Mine: {params: {}}", "Mine.class: Field required"),
+        (
+            "Ensemble: {class: sklearn.linear_model.LogisticRegression}",
+            "Ensemble: the mean of the best candidates is called so",
+        ),
         ("Mine: {class: subprocess.Popen}", "expected a class of sklearn, xgboost, lightgbm"),
         ("Mine: {class: sklearn_evil.Model}", "expected a class of sklearn, xgboost, lightgbm"),
         ("Mine: {class: sklearn.svm.SVC, scales: true}", "Mine.scales: Extra inputs"),
         ("Mine: {class: sklearn.svm.SVC, max_rows: 3}", "Mine.max_rows: Input should be greater"),
         ("Mine: {class: sklearn.svm.SVC}\nMine: {class: sklearn.svm.SVC}", "found 'Mine' twice"),
+        ("Mine: {class: sklearn.svm.SVC, calibration: platt}", "Mine.calibration: .*'sigmoid'"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: 3}}", "Mine.search.C: found 3, expected a"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: []}}", "Mine.search.C: found an empty list"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: [1, 1]}}", "Mine.search.C: found a choice tw"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: {low: 1}}}", r"search.C: .*high: Field requi"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: {low: 2, high: 1}}}", "expected low < high"),
+        ("Mine: {class: sklearn.svm.SVC, search: {C: {low: a, high: 1}}}", "low: Input should be"),
+        (
+            "Mine: {class: sklearn.svm.SVC, search: {C: {low: 0, high: 1, log: true}}}",
+            "low above 0",
+        ),
+        ("Mine: {class: sklearn.svm.SVC, search: {class_weight: [heavy]}}", "of none, balanced"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_its_fault(written, text, message):
@@ -78,6 +94,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_fault(written, text, messa
         ("{class: sklearn.svm.SVR}", "is no classifier"),
         ("{class: sklearn.svm.SVC, params: {gama: 1}}", "no parameter 'gama': did you mean gamma"),
         ("{class: xgboost.XGBClassifier, params: {max_dept: 1}}", "did you mean max_depth"),
+        ("{class: sklearn.svm.SVC, search: {gama: [1]}}", "Mine.search: .*no parameter 'gama'"),
     ],
 )
 def test_a_class_or_parameter_that_does_not_exist_is_named(written, entry, message):
