@@ -3,13 +3,14 @@
 A study of Optuna for each candidate. A trial is judged as the world will judge it: each of the
 window's latest blocks of months is scored by a fit on the months before it, and the trial's value
 is the Brier score of all these rows. The first trial is the file's own parameters, and they stay
-unless another's squared errors are clearly lower on the same rows: the best of several tries is
-ahead of them by luck alone (docs/retraining.md, Search, has the figures).
+unless another's squared errors are clearly lower on the same rows, by the rule of
+`mlops.training.ranking`: the best of several tries is ahead of them by luck alone
+(docs/retraining.md, Search, has the figures).
 
-Pruned is what is clearly behind the best so far on the rows that both have scored, by the same
-paired rule. Optuna's own pruners do not fit folds of months: MedianPruner and WilcoxonPruner
-compare levels of single folds as well, and here the level of a fold is the month's, not the
-trial's (0.04 in a quiet month, 0.24 in 2009-03).
+Pruned is what is clearly behind the best so far on the rows that both have scored, paired too.
+Optuna's own pruners do not fit folds of months: MedianPruner and WilcoxonPruner also compare levels
+of different folds, and here the level of a fold is that of its months, not of the trial (0.10 in
+the winter of 2008, 0.24 a year later).
 
 The same rows, settings and entry give the same trials, also if the search is interrupted in
 between: what trial n draws depends on the seed, on n, and on the trials before it. Only
@@ -53,9 +54,10 @@ logger = logging.getLogger(__name__)
 StudyOf = Callable[[str], "optuna.Study"]
 """Gives the study of a search, by the digest of all that its trials' values depend on."""
 
-STANDARD_ERRORS = 2.0
-"""By which a trial must be lower than the file's parameters, or higher than the best to be pruned.
-docs/retraining.md has what others come to."""
+BEHIND = 2.0
+"""Standard errors by which a trial is behind the best when it is pruned. Fewer than it takes to
+replace the file's parameters (`ranking.STANDARD_ERRORS`): a mistake here costs one try of several.
+"""
 
 _REASON = "reason"
 _REASON_LENGTH = 2000
@@ -335,7 +337,7 @@ class _Search:
             trial.report(float(errors.mean()), step)
             if best is None or step == len(self.folds):
                 continue
-            if clearly_lower(self._errors_of(best)[: len(errors)], errors, STANDARD_ERRORS):
+            if clearly_lower(self._errors_of(best)[: len(errors)], errors, BEHIND):
                 return None
         return errors
 
@@ -389,7 +391,7 @@ class _Search:
             chosen, why = done.index(best), "the file's parameters could not be fitted"
         elif best.number == own.number:
             why += ": no trial is lower"
-        elif clearly_lower(self._errors_of(best), self._errors_of(own), STANDARD_ERRORS):
+        elif clearly_lower(self._errors_of(best), self._errors_of(own)):
             chosen, why = done.index(best), "clearly lower than the file's"
         else:
             why += f": {best.value:.4f} is not clearly lower than {own.value:.4f}"

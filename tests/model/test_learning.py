@@ -20,7 +20,7 @@ from mlops.training.fit import (
 from mlops.training.metrics import roc_auc
 from tests.fixtures.churn import churn_card, churn_rows
 
-SETTINGS = Settings(_env_file=None)
+SETTINGS = Settings(_env_file=None, search_trials=0)
 CANDIDATES = load_candidates(SETTINGS.candidates)
 LOGISTIC = CANDIDATES["LogisticRegression"]
 

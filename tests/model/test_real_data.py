@@ -31,7 +31,7 @@ def fitted():
     """Every candidate fitted on the history, by name, with its out-of-fold scores of validation."""
     if not os.environ.get("MLOPS_DATA"):
         pytest.skip("MLOPS_DATA is not set: it names the real Bank Marketing file")
-    settings = Settings(_env_file=None, data=os.environ["MLOPS_DATA"])
+    settings = Settings(_env_file=None, data=os.environ["MLOPS_DATA"], search_trials=0)
     card = load_card("bank_marketing")
     frame = read_source(card, settings).frame
     history = frame[frame["period"] <= card.time.history_until]
