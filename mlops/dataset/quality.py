@@ -187,8 +187,8 @@ def _amount(frame: pd.DataFrame, card: Card, settings: Settings) -> list[Finding
             Finding(
                 "too_few_rows",
                 "refuse",
-                f"found {rows:,} rows, expected {settings.quality_min_rows:,} or more: widen the "
-                "window (MLOPS_RETRAIN_WINDOW_MONTHS), or wait for labels",
+                f"found {rows:,} rows, expected {settings.quality_min_rows:,} or more: bring "
+                "more rows, widen the window (MLOPS_RETRAIN_WINDOW_MONTHS), or wait for labels",
                 numbers={**numbers, "limit": settings.quality_min_rows},
             )
         ]
