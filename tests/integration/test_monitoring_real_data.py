@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    return Settings(_env_file=None, data=DATA)
+    return Settings(_env_file=None, data=DATA, search_trials=0)
 
 
 @pytest.fixture(scope="module")
