@@ -23,6 +23,12 @@ from mlops.settings import get_settings  # noqa: E402 - the clone is no installe
 
 NOTEBOOK = ROOT / "EDA.ipynb"
 CELL_SECONDS = 300
+TEMPLATE = """{% extends 'index.html.j2' %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+"""
+"""Jupyter's own page without what it fetches from the internet: there is no formula in it."""
 
 
 def main() -> int:
@@ -54,6 +60,7 @@ def main() -> int:
         print(f"{failure}\n{folder / NOTEBOOK.name} has all up to there", file=sys.stderr)
         return 1
     page = HTMLExporter(
+        raw_template=TEMPLATE,
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
