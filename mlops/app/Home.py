@@ -55,6 +55,9 @@ page = st.navigation(
         st.Page("try_it.py", title="Try it", icon=":material/play_circle:", default=True),
         st.Page("batch.py", title="Batch", icon=":material/table_rows:", url_path="batch"),
         st.Page("models.py", title="Models", icon=":material/leaderboard:", url_path="models"),
+        st.Page(
+            "model_card.py", title="Model card", icon=":material/badge:", url_path="model-card"
+        ),
         st.Page("shadow.py", title="Shadow", icon=":material/visibility:", url_path="shadow"),
         st.Page(
             "monitoring.py", title="Monitoring", icon=":material/monitoring:", url_path="monitoring"

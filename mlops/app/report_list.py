@@ -56,6 +56,8 @@ def index_of(
             row |= {"report": "month", "version": report.version, "period": report.period}
             if (report.version, report.period) in months.index:
                 row |= months.loc[(report.version, report.period)].to_dict()
+        elif report.kind == "card":
+            row |= {"report": "model card", "version": report.version}
         else:
             row["report"] = "retrain"
             if report.retrain in retrains.index:
@@ -67,7 +69,7 @@ def index_of(
 
 
 def matching(reports: Sequence[Report], kind: str, version: str, period: str) -> list[Report]:
-    """Return the reports of a kind ("months", "retrains"), version and period; "" is any."""
+    """Return the reports of a kind (months, retrains, cards), version and period; "" is any."""
     return [
         report
         for report in reports
@@ -81,11 +83,15 @@ def title_of(report: Report) -> str:
     """Return the name of a report for a person."""
     if report.kind == "month":
         return f"{report.period}, version {report.version}"
+    if report.kind == "card":
+        return f"Model card of version {report.version}"
     return f"Retrain {report.retrain}"
 
 
 def file_name(report: Report, detail: bool = False) -> str:
-    """Return the name under which a report is downloaded."""
+    """Return the name under which a report, or its `detail`, is downloaded."""
+    if report.kind == "card":
+        return f"model-card-{report.version}.{'pdf' if detail else 'html'}"
     if report.kind == "retrain":
         return f"retrain-{report.retrain}.html"
     return f"version-{report.version}-{report.period}{'-evidently' if detail else ''}.html"

@@ -68,7 +68,7 @@ def choose(reports: list[Report]) -> list[Report]:
     """Show the filters, and return what passes them."""
     row = st.container(horizontal=True, key="choices")
     kind = row.segmented_control(
-        "Kind", ["all", "months", "retrains"], default="all", key="kind", required=True
+        "Kind", ["all", "months", "retrains", "cards"], default="all", key="kind", required=True
     )
     versions = sorted({r.version for r in reports if r.version}, key=int, reverse=True)
     periods = sorted({r.period for r in reports if r.period}, reverse=True)
@@ -113,7 +113,7 @@ def show_report(report: Report) -> None:
     st.subheader(title_of(report))
     row = st.container(horizontal=True, vertical_alignment="bottom")
     view = SUMMARY
-    if report.detail is not None:
+    if report.kind == "month" and report.detail is not None:
         view = row.segmented_control(
             "View", [SUMMARY, EVIDENTLY], default=SUMMARY, key="view", required=True
         )

@@ -40,8 +40,10 @@ from mlops.registry.models import PRODUCTION, STAGING, get_version, load_pipelin
 from mlops.reporting.library import card_path, write_bytes, write_page
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
+from mlops.training.candidates import ENSEMBLE
 from mlops.training.fit import score_window
 from mlops.training.records import lock
+from mlops.training.runs import by_candidate
 
 logger = logging.getLogger(__name__)
 
@@ -377,9 +379,21 @@ def _by_refits(
 
 
 def recipe_of(client: MlflowClient, run: Run) -> recipe.Recipe | None:
-    """Return the recipe of a run: its candidate, or those whose mean it is; None if not kept."""
-    own = tracking.recipe_of(run)
-    return None if own is None else recipe.Recipe((own,))
+    """Return the recipe of a run: its candidate, or its members' of an ensemble; None if not kept.
+
+    Members are found by name among the runs of the same training.
+    """
+    if run.data.tags.get(tracking.CANDIDATE_TAG) != ENSEMBLE:
+        own = tracking.recipe_of(run)
+        return None if own is None else recipe.Recipe((own,))
+    names = run.data.params.get("members", "").split(", ")
+    runs = tracking.runs(client, run.info.experiment_id, run.data.tags[tracking.TRAINING_TAG])
+    members = [
+        None if each is None else tracking.recipe_of(each)
+        for each in map(by_candidate(runs, names).get, names)
+    ]
+    known = tuple(each for each in members if each is not None)
+    return recipe.Recipe(known) if len(known) == len(names) else None
 
 
 def _data_of(window: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def read_page(path: Path) -> str:
     return text
 
 
-def read_pdf(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return a file of a report as it is. Raises ReportError if it is gone, or a link."""
     return _read(path)
 

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from mlops.database import connect
-from mlops.reporting.library import write_page
+from mlops.reporting.library import write_bytes, write_page
 from mlops.settings import Settings
 from tests.e2e.test_app_pages import App, browser, pytestmark, running_app  # noqa: F401
 
@@ -33,6 +33,9 @@ def app(postgres: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "try { parent.document.title = 'reached' } catch (error) {}",
     )
     write_page(reports / "retrains" / "r1.html", SUMMARY.format("Retrain"))
+    for version in ("2", "3"):
+        write_page(reports / "cards" / f"{version}.html", SUMMARY.format(f"Card {version}"))
+    write_bytes(reports / "cards" / "3.pdf", b"%PDF-1.7 a card")
     settings = postgres.model_copy(update={"reports_dir": reports})
     with connect(settings=settings) as connection, connection.cursor() as cursor:
         cursor.execute(
@@ -79,6 +82,20 @@ def test_a_notices_link_leads_to_its_retrain(app: App, page: Page):
     page.goto(f"{app.settings.streamlit_url}/reports?retrain=r1")
     expect(page.get_by_role("heading", name="Retrain r1")).to_be_visible()
     expect(shown(page).get_by_role("heading", name="Retrain")).to_be_visible()
+
+
+def test_the_card_of_a_version_is_shown_and_goes_along_as_a_pdf(app: App, page: Page):
+    page.goto(f"{app.settings.streamlit_url}/model-card")
+    expect(shown(page).get_by_role("heading", name="Card 3")).to_be_visible()
+    expect(shown(page).get_by_text("a script ran")).to_have_count(0)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as PDF").click()
+    assert download.value.suggested_filename == "model-card-3.pdf"
+    assert download.value.path().read_bytes().startswith(b"%PDF")
+    page.goto(f"{app.settings.streamlit_url}/model-card?version=2")
+    expect(shown(page).get_by_role("heading", name="Card 2")).to_be_visible()
+    page.goto(f"{app.settings.streamlit_url}/reports?version=3")
+    expect(page.get_by_role("heading", name="Model card of version 3")).to_be_visible()
 
 
 @pytest.mark.parametrize(

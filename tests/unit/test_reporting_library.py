@@ -11,6 +11,7 @@ import pytest
 from mlops.reporting.library import (
     KEPT_OF_CHAMPION,
     ReportError,
+    card_path,
     find_report,
     list_reports,
     month_path,
@@ -50,6 +51,27 @@ def bounds(folder: Path, months: int = 24, mb: int = 200) -> Settings:
     return Settings(
         _env_file=None, reports_dir=folder, reports_keep_months=months, reports_max_mb=mb
     )
+
+
+def test_a_card_is_listed_with_its_pdf_kept_with_its_champion_and_deleted_whole(
+    tmp_path: Path,
+) -> None:
+    make(tmp_path, "cards/3.html", "cards/3.pdf", "cards/4.html", "cards/4.pdf", days_old=900)
+    make(tmp_path, "cards/x.html", "cards/5.pdf", "3/2009-03.html")
+    cards = [report for report in list_reports(tmp_path) if report.kind == "card"]
+    assert sorted(report.version or "" for report in cards) == ["3", "4"]
+    assert {report.bytes for report in cards} == {2000}
+    assert find_report(tmp_path, version="3", period=None).kind == "card"
+    prune(bounds(tmp_path), champion="4")
+    assert left(tmp_path) == {
+        *("cards/4.html", "cards/4.pdf", "cards/x.html", "cards/5.pdf", "3/2009-03.html")
+    }
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_card_of_no_version_has_no_path(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ReportError):
+        card_path(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
