@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -134,15 +135,17 @@ class _Guess:
     left_out: dict[str, str] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 
-    @property
+    @cached_property
     def names(self) -> dict[str, str]:
         """Column of the file → name in the card, which clients send; each name once."""
         names: dict[str, str] = {}
+        taken = set(self.sniffed.header)
         for column in self.sniffed.header:
             name = _name_of(column)
             number = 2
-            while name != column and (name in self.sniffed.header or name in names.values()):
+            while name != column and name in taken:
                 name, number = f"{_name_of(column)}_{number}", number + 1
+            taken.add(name)
             names[column] = name
         return names
 
