@@ -43,6 +43,8 @@ PRELOADED = (
     "mlflow.sklearn",
     "mlflow.pyfunc",
     "mlflow.data.pandas_dataset",
+    "git",  # MLflow imports these two when it logs: 0.3 s of processor time a candidate
+    "opentelemetry.sdk.metrics.export",
     "onnxruntime",
     "skl2onnx",
     "onnxmltools",
