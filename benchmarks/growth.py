@@ -47,11 +47,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         file = folder / "rows.parquet"
         grown(raw.frame, card, size, settings.seed).to_parquet(file, index=False)
         for name in names:
-            found.append({"rows": size, "candidate": name, **_fit_apart(name, file)})
+            found.append({"rows": size, "candidate": name, **_fit_apart(name, file, options.limit)})
             say(_line(found[-1]))
     return {
         "fits": found,
-        "limit_s": LIMIT_S,
+        "limit_s": options.limit,
         "limit_mb": LIMIT_MB,
         "source": raw.origin,
         "machine": machine(),
@@ -99,12 +99,12 @@ def _peak_mb() -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
-def _fit_apart(name: str, file: Path) -> dict[str, Any]:
+def _fit_apart(name: str, file: Path, limit_s: float) -> dict[str, Any]:
     """Return what a fit in a process of its own took; `ended` says which limit ended it."""
     module = [sys.executable, "-W", "ignore", "-m", "benchmarks.growth", "--fit", name, str(file)]
     one = str(get_settings().training_threads)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), one)
-    watched = run_watched(module, threads, LIMIT_S, LIMIT_MB)
+    watched = run_watched(module, threads, limit_s, LIMIT_MB)
     if watched.returncode == 0:
         return {**json.loads(watched.output.splitlines()[-1]), "ended": None}
     if watched.returncode is None:
@@ -141,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--candidate", action="append", help="default: all of the file")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds of one fit")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--fit", nargs=2, metavar=("NAME", "FILE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -205,7 +205,11 @@ def main() -> int:
     options.results.write_text(json.dumps(figures, indent=1) + "\n")
     if options.results == RESULTS:
         draw()
-    told = {name: value for name, value in figures.items() if not isinstance(value, dict | list)}
+    told = {
+        name: value
+        for name, value in figures.items()
+        if name != "pipeline" and not isinstance(value, dict | list)
+    }
     print(json.dumps(told), flush=True)
     return 0
 
