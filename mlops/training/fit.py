@@ -277,7 +277,7 @@ def _fit_balanced(
     )
     inner.fit(features, target, sample_weight=counts)
     # As CalibratedClassifierCV does with ensemble=False, but for the two weights.
-    classifier.set_params(estimator=FrozenEstimator(inner)).fit(features, target, weights)
+    classifier.set_params(estimator=FrozenEstimator(inner)).fit(features, target)
     [calibrated] = classifier.calibrated_classifiers_
     positive = np.asarray(scores if scores.ndim == 1 else scores[:, 1], dtype=np.float64)
     calibrated.calibrators[0].fit(positive, target, weights)
