@@ -269,6 +269,9 @@ class Card(_Part):
         description="Category columns of which no large value may lose badly by a new model;"
         " without it, all of them.",
     )
+    limits: tuple[Text, ...] = Field(
+        (), description="What a model of this must not be used for, in sentences; on model cards."
+    )
     sample: SampleFile | None = None
     path: Path = Field(description="The card file itself.")
 

@@ -158,6 +158,7 @@ def limits(card: Card, evidence: Mapping[str, Any]) -> list[str]:
     data, auc = evidence["data"], evidence["roc"]
     values = evidence["metrics"]["values"]
     found = [
+        *card.limits,
         f"It answers one question, for people like those of its data: {card.question} It says"
         " nothing of others, and must not be the only ground of a decision that matters to"
         " somebody: a refusal, a price, an access.",
