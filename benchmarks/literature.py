@@ -232,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, played = time.monotonic(), commit()
     comparison = Comparison(load_card("bank_marketing"), settings, options.folds, options.processes)
     known: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     if options.only and options.results.exists():
         known = {row["name"]: row for row in json.loads(options.results.read_text())["rows"]}
     for row in ROWS:
@@ -245,20 +246,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "command": row.command,
             "figures": figures,
         }
+        result = {
+            "commit": played,
+            "machine": machine(),
+            "source": comparison.source,
+            "folds": options.folds,
+            "seconds": round(time.monotonic() - began, 1),
+            "rows": [known[name] for name in names if name in known],
+        }
+        # After each row: what is measured is kept, whatever becomes of the next.
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        options.results.write_text(json.dumps(result, indent=1) + "\n")
         say(
             f"{row.name:<48} ROC AUC {figures['roc_auc']:.4f} "
             f"({figures['low']:.4f} to {figures['high']:.4f})"
         )
-    result = {
-        "commit": played,
-        "machine": machine(),
-        "source": comparison.source,
-        "folds": options.folds,
-        "seconds": round(time.monotonic() - began, 1),
-        "rows": [known[name] for name in names if name in known],
-    }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
     if options.results == RESULTS:
         draw()
     print(json.dumps(line_of(result)), flush=True)
