@@ -190,7 +190,10 @@ def limits(card: Card, evidence: Mapping[str, Any]) -> list[str]:
         _slice(e) for e in evidence["slices"] if e["auc"] is not None and e["high"] < auc["auc"]
     ]
     if worse:
-        found.append(f"It ranks worse, beyond chance, where {', '.join(worse)}.")
+        found.append(
+            f"Where {', '.join(worse)} it ranks worse than on all rows, each looked at by itself"
+            f" (95 % interval): of {len(evidence['slices'])} slices some would by chance."
+        )
     few = [_slice(e) for e in evidence["slices"] if e["auc"] is None]
     if few:
         found.append(
