@@ -186,7 +186,7 @@ def _pipeline_lines(rounds: list[dict[str, float]], picture: Path) -> list[str]:
     lines += [f"| {PHASES[name]} | {seconds:.2f} |" for name, seconds in middles.items()]
     for name, title in (("overhead", "**all but learning**"), ("total", "asked for → completed")):
         lines.append(f"| {title} | {_range([one[name] for one in rounds], '{:.1f}')} |")
-    return lines
+    return [*lines, "", f"![Where the time of train goes](../images/{picture.name})"]
 
 
 def _draw_pipeline(middles: dict[str, float], path: Path) -> None:
@@ -258,7 +258,8 @@ def tell_growth(figures: dict[str, Any], picture: Path) -> str:
         fitted = "-" if last is None or last["ended"] else f"{last['fitted_rows']:,}"
         cells = " | ".join(_fit(by_size.get(size)) for size in sizes)
         lines.append(f"| {name} | {cells} | {fitted} |")
-    return "\n".join([*lines, "", _where(figures)])
+    picture_line = f"![What a candidate takes as a table grows](../images/{picture.name})"
+    return "\n".join([*lines, "", _where(figures), "", picture_line])
 
 
 def _fit(found: dict[str, Any] | None) -> str:

@@ -159,4 +159,6 @@ def test_the_page_shows_training_and_growth(tmp_path):
     assert "| wall s | **10.0** (10.0 … 30.0) | **50.0** (40.0 … 60.0) | **0.25** |" in text
     assert "| asked for → completed | **5.0** |" in text
     assert "ended after 4 s (time)" in text
+    assert "](../images/training.png)" in text
+    assert "](../images/growth.png)" in text
     assert "| SVC | 0.5 s · 0.5 GB | 4.5 s · 0.5 GB | 2,000 |" in text
