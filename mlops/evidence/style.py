@@ -32,7 +32,7 @@ DOTS = 220
 FONT = "DejaVu Sans"
 """Comes with matplotlib, so that a figure, and a page set with it, looks alike on every machine."""
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": FONT,
     "font.size": 7.0,
     "text.color": TEXT,
