@@ -233,6 +233,7 @@ def stored_study(name: str, settings: Settings) -> Iterator[StudyOf]:
     try:
         yield study_of
     finally:
+        storage.remove_session()
         storage.engine.dispose()
 
 
