@@ -27,6 +27,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.mage_runs import measure_pipeline
+from benchmarks.our_way import CANDIDATES
 from benchmarks.serving import commit, draw, machine, run_in_folder, say
 from benchmarks.watched import run_watched
 from mlops.dataset.card import PERIOD, Card, load_card
@@ -37,7 +38,6 @@ from mlops.settings import ROOT, Settings, get_settings
 
 RESULTS = ROOT / "benchmarks" / "results" / "training.json"
 WAYS = ("plain", "ours")
-CANDIDATES = ("XGBClassifier", "LogisticRegression", "RandomForest", "SVC", "MLPClassifier")
 MONTHS_AFTER = 3
 """That judge a window's models; the card's fewest months of *test*."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
