@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     )
 
     search_trials: int = Field(
-        6, ge=0, description="Of each candidate, the file's own parameters first; 0: no search."
+        4, ge=0, description="Of each candidate, the file's own parameters first; 0: no search."
     )
     search_seconds: float = Field(
         120.0, gt=0, description="After which a candidate's search begins no further trial."
