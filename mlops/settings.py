@@ -70,9 +70,10 @@ class Settings(BaseSettings):
     )
 
     evidence_seconds: float = Field(
-        120.0,
+        10.0,
         ge=0,
-        description="After which no further version's evidence is begun by a run; 0: none is.",
+        description="After which deploy and retrain leave further versions' evidence to the"
+        " pipeline evidence; 0: none is written.",
     )
 
     in_containers: bool = Field(False, description="Set by the images; names other commands.")

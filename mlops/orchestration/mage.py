@@ -23,7 +23,7 @@ from mlops.settings import Settings, get_settings
 
 PIPELINES = (
     *("prepare", "train", "deploy", "test", "monitor", "retrain", "score"),
-    *("promote", "rollback", "release", "shadow"),
+    *("promote", "rollback", "release", "shadow", "evidence"),
 )
 
 # The trigger that each pipeline's triggers.yaml defines.

@@ -18,6 +18,7 @@ from psycopg2.extras import RealDictCursor
 from mlops.alerting.alerts import alert_key
 from mlops.database import database_url
 from mlops.orchestration.mage import PIPELINES
+from mlops.reporting.library import card_path
 from mlops.serving.client import PredictClient
 from mlops.settings import Settings
 from tests.fixtures.stack import run_stack
@@ -82,10 +83,31 @@ def test_a_file_put_into_the_inbox_is_scored_by_itself(
 
 
 def test_every_pipeline_ran_to_its_end_in_mage(stack: Settings, demo: dict[str, Any]) -> None:
-    runs = rows_of(stack, "SELECT pipeline_uuid, status::text FROM pipeline_run", "mage")
-    completed = {run["pipeline_uuid"] for run in runs if run["status"].lower() == "completed"}
+    runs: list[dict[str, Any]] = []
     by_persons = {"promote", "rollback", "release", "shadow"}  # each has a test of its own
-    assert completed >= set(PIPELINES) - by_persons, runs
+
+    def all_completed() -> bool:
+        query = "SELECT pipeline_uuid, status::text FROM pipeline_run"
+        runs[:] = rows_of(stack, query, "mage")
+        completed = {run["pipeline_uuid"] for run in runs if run["status"].lower() == "completed"}
+        return completed >= set(PIPELINES) - by_persons
+
+    # Evidence of what is staged is written beside the loop.
+    await_(all_completed, 300, lambda: str(runs))
+
+
+def test_candidates_were_searched_and_blended(stack: Settings, demo: dict[str, Any]) -> None:
+    for training in rows_of(stack, "SELECT leaderboard FROM ops.trainings"):
+        states = {each["candidate"]: each["status"] for each in training["leaderboard"]}
+        assert states["Ensemble"] == "finished", training["leaderboard"]
+        metrics = {each["candidate"]: each["metrics"] for each in training["leaderboard"]}
+        assert metrics["XGBClassifier"]["search_trials"] == 2
+
+
+def test_what_is_in_production_gets_its_model_card(stack: Settings, demo: dict[str, Any]) -> None:
+    card = card_path(stack.reports_dir, demo["production_after"])
+    await_(card.with_suffix(".pdf").exists, 120, f"{card}, after the retrain has ended")
+    assert demo["production_after"] in card.read_text()
 
 
 def test_new_version_answers_and_is_the_only_one_in_production(
