@@ -152,6 +152,13 @@ def learn(
     scores = score_out_of_fold(card, candidate, window, settings)
     fitted = fit_pipeline(card, candidate, frame, settings)
     seconds = time.perf_counter() - begin
+    if len(fitted.rows) < len(frame):
+        logger.warning(
+            "%s is fitted on %d of %d rows, drawn by what they count (max_rows)",
+            candidate.name,
+            len(fitted.rows),
+            len(frame),
+        )
     return tracking.Logged(
         card=card,
         candidate=candidate,
@@ -231,12 +238,6 @@ def fit_pipeline(
     weights = recency_weights(rows[PERIOD], settings.recency_half_life_months)
     if candidate.max_rows is not None and len(rows) > candidate.max_rows:
         kept, kept_weights = draw_by_weight(weights, candidate.max_rows, settings.seed)
-        logger.warning(
-            "%s is fitted on %d of %d rows, drawn by what they count (max_rows)",
-            candidate.name,
-            len(kept),
-            len(rows),
-        )
         rows, weights = rows.iloc[kept], kept_weights
     pipeline = build_pipeline(card, candidate, settings.seed, settings.training_threads)
     target = rows[TARGET].to_numpy()
