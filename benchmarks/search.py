@@ -23,7 +23,7 @@ from mlops.dataset.sources import read_source
 from mlops.dataset.timeline import add_months
 from mlops.settings import Settings, get_settings
 from mlops.training.candidates import Candidate, load_candidates
-from mlops.training.fit import fit_pipeline, score_out_of_fold, score_window
+from mlops.training.fit import fit_pipeline, in_learning_order, score_out_of_fold, score_window
 from mlops.training.metrics import roc_auc
 from mlops.training.search import search_space, time_folds, tune, values_drawn
 
@@ -46,7 +46,7 @@ def main() -> None:
     for name in asked.candidate.split(",") if asked.candidate else candidates:
         for end in asked.end.split(","):
             start = add_months(end, 1 - settings.retrain_window_months)
-            rows = _sorted(frame[frame[PERIOD].between(start, end)], card)
+            rows = in_learning_order(frame[frame[PERIOD].between(start, end)], card)
             last = add_months(end, MONTHS_AFTER)
             later = frame[(frame[PERIOD] > end) & (frame[PERIOD] <= last)]
             for line in compare(card, candidates[name], rows, later, settings, budgets):
@@ -123,10 +123,6 @@ def _errors(card: Card, candidate: Candidate, rows: pd.DataFrame, settings: Sett
         for fold in time_folds(card, rows, settings)
     ]
     return np.concatenate(errors)
-
-
-def _sorted(frame: pd.DataFrame, card: Card) -> pd.DataFrame:
-    return frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from mlops.settings import get_settings  # noqa: E402 - the clone is no installed package
 
 NOTEBOOK = ROOT / "EDA.ipynb"
-CELL_SECONDS = 300
+CELL_SECONDS = 200
 TEMPLATE = """{% extends 'index.html.j2' %}
 {% block html_head_js_requirejs %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}

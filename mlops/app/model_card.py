@@ -99,7 +99,8 @@ def show_page() -> None:
     if production is not None and production not in {card.version for card in cards}:
         st.info(
             f"Version {production}, in production, has no card yet: its evidence is being written,"
-            " or could not be. The log of block *deploy/evidence* in Mage says which.",
+            " or could not be. In Mage, the logs of pipeline *evidence* and of block"
+            " *deploy/evidence* say which.",
             icon=":material/hourglass_top:",
         )
     show_card(choose(cards, production))

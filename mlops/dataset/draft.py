@@ -65,6 +65,8 @@ _TARGETS = re.compile(
     r"fraud|converted|subscribed|survived|.*(attrition|churn|default|exited|target|fraud).*|is_.*"
 )
 _TIMES = re.compile(r".*(date|day|month|period|time|snapshot|year|when|datum|_at$).*")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}([.,' ]\d{3})+([.,]\d+)?")
+_GROUPED = "numbers with separators of thousands"
 _IDENTIFIERS = re.compile(
     r"(.*[_ ])?(id|uuid|guid|key|number|nr|no|num|index|rownumber)|.*(clientnum|[a-z]id)"
     r"|name|surname|.*(e-?mail|phone)|(corporation|company|customer|client|account)(_?(name|id|no))?"
@@ -293,6 +295,8 @@ def _guess(sniffed: Sniffed, name: str) -> _Guess:
     for each in columns:
         if each.name != target.name and each.kind in ("constant", "empty", "identifier"):
             guess.left_out[each.name] = each.why
+            if each.why.startswith(_GROUPED):
+                guess.decisions.append(Decision(f"left_out.{each.name}", each.why))
     _guess_time(guess)
     if not guess.features:
         raise DataError(
@@ -390,6 +394,8 @@ def _column(name: str, texts: Sequence[str], decimal: str) -> Column:
         share > _SHARE_OF_AN_IDENTIFIER or len(values) > _MOST_CATEGORIES or named
     ):
         why = f"an identifier or free text ({told})"
+        if sum(bool(_THOUSANDS.fullmatch(value)) for value in values) > len(values) / 2:
+            why = f"{_GROUPED} ({told}): write 1234.56 for 1,234.56, and draft again"
         return Column(name, "identifier", why, distinct)
     if named and share > 0.9:
         return Column(name, "identifier", f"an identifier by its name ({told})", distinct)
@@ -612,12 +618,12 @@ def _by_row_order(guess: _Guess) -> None:
         f"no column tells the time, so the rows are dealt over {months} made-up months in their "
         "order"
     )
-    hint = f"({' and '.join(parts)} seem to tell it, in two columns) " if len(parts) > 1 else ""
+    hint = f" ({' and '.join(parts)} seem to tell it, in two columns)" if len(parts) > 1 else ""
     guess.decisions.append(
         Decision(
             "time",
             "no column holds dates of several months. Is it known when each row was? Then add a "
-            f"column `{PERIOD}` to the file, written 2024-03 {hint}, and set time.start and "
+            f"column `{PERIOD}` to the file, written 2024-03{hint}, and set time.start and "
             "time.end to its first and last month. Else put the oldest rows first: they are dealt "
             f"over {periods[0]} to {periods[-1]}, and what drifts is only the order",
         )
@@ -669,7 +675,7 @@ def _card_text(guess: _Guess) -> str:
         "# Every value is a guess until a person has read it; `decide` marks the questions. All",
         "# keys: mlops/dataset/card.py; an example: mlops/dataset/cards/bank_marketing.yaml.",
         "",
-        f"name: {guess.name}  # names the model and the table; changing it later starts anew",
+        f"name: {_quoted(guess.name)}  # of model and table; another one starts anew",
         f"title: {_flow(human.capitalize())}",
         f"description: {_flow(f'Rows of {sniffed.path.name}.')}  # decide: one row is what?",
         f"question: {_flow(f'Will {guess.target.name} be {guess.positive}?')}  # decide",

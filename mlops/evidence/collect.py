@@ -41,7 +41,7 @@ from mlops.reporting.library import card_path, write_bytes, write_page
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import ENSEMBLE
-from mlops.training.fit import score_window
+from mlops.training.fit import in_learning_order, score_window
 from mlops.training.records import lock
 from mlops.training.runs import by_candidate
 
@@ -53,6 +53,9 @@ SCHEMA = 1
 
 IMPORTANCE_ROWS = 3000
 """Validation rows that are shuffled: ROC AUC is known to 0.02 by then."""
+
+REFIT_ROWS = 100_000
+"""Rows before validation that a recipe is fitted on again, some twenty times."""
 
 CONTRIBUTION_ROWS = 200
 """Validation rows that are explained, 2^n coalitions each."""
@@ -160,7 +163,6 @@ def collect(
             "negative": card.target.negative,
             "question": card.question,
         },
-        "threshold_by": "profit" if costs else "F1",
         "lineage": _lineage(run, settings),
         **measure(
             card,
@@ -170,10 +172,19 @@ def collect(
             window,
             float(run.data.metrics["validation_threshold"]),
             costs,
-            settings,
+            _as_learnt(run, settings),
             progress,
         ),
     }
+
+
+def _as_learnt(run: Run, settings: Settings) -> Settings:
+    """Return the settings with those of the run: today's may be others, and its recipe is asked."""
+    kinds = {"seed": int, "recency_half_life_months": float, "validation_folds": int}
+    params = run.data.params
+    return settings.model_copy(
+        update={name: kind(params[name]) for name, kind in kinds.items() if name in params}
+    )
 
 
 def measure(
@@ -360,8 +371,14 @@ def _by_refits(
     """Return what takes fits by the recipe: importance, learning curve, earlier months."""
     validation = reference.drop(columns=SCORE).reset_index(drop=True)
     earlier = window[window[PERIOD] < validation[PERIOD].min()]
-    # As `learn` sorts them: boosting draws rows by their places.
-    earlier = earlier.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
+    notes = found["notes"]
+    if len(earlier) > REFIT_ROWS:
+        notes = [
+            *notes,
+            f"Importance, learning curve and earlier months are of fits on {REFIT_ROWS:,} of the"
+            f" {len(earlier):,} rows before validation.",
+        ]
+    earlier = in_learning_order(_sample(earlier, REFIT_ROWS, settings.seed), card)
     begin = time.perf_counter()
     whole = recipe.folds(card, learnt, earlier, validation, settings)
     progress(f"recipe fitted on {len(whole)} folds, {time.perf_counter() - begin:.1f} s")
@@ -375,6 +392,7 @@ def _by_refits(
         "importance": {"rows": len(kept), "repeats": contributions.REPEATS, "fields": fields},
         "months": [*forward, *found["months"]],
         "learning": curve,
+        "notes": notes,
     }
 
 

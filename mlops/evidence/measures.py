@@ -270,11 +270,6 @@ def auc_interval(target: ArrayLike, score: ArrayLike) -> tuple[float, float]:
     return _central(bootstrap(target, [score], RESAMPLES).roc_auc[0])
 
 
-def brier_interval(target: ArrayLike, score: ArrayLike) -> tuple[float, float]:
-    """Return the ends of the bootstrap interval of the Brier score."""
-    return _central(bootstrap(target, [score], RESAMPLES).brier[0])
-
-
 def _auc_of(rows: pd.DataFrame) -> dict[str, Any]:
     truth, scores = rows[TARGET].to_numpy(dtype=np.int64), rows[SCORE].to_numpy(dtype=np.float64)
     positives = int(truth.sum())

@@ -16,14 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from mlops.dataset.card import PERIOD, SCORE, TARGET, Card
 from mlops.evidence import measures
 from mlops.evidence.contributions import Scorer
 from mlops.settings import Settings
 from mlops.training.candidates import Candidate
-from mlops.training.fit import fit_pipeline, score_window
+from mlops.training.fit import deal_folds, fit_pipeline, score_window
 from mlops.training.metrics import roc_auc
 
 logger = logging.getLogger(__name__)
@@ -71,11 +70,6 @@ def folds(
     everything = np.arange(len(validation))
     if settings.validation_folds == 1:
         return [Fold(recipe.fit(card, earlier, settings), everything)]
-    target = validation[TARGET].to_numpy()
-    scarcest = int(min(target.sum(), len(target) - target.sum()))
-    dealt = StratifiedKFold(
-        min(settings.validation_folds, scarcest), shuffle=True, random_state=settings.seed
-    ).split(validation, target)
     return [
         Fold(
             recipe.fit(
@@ -85,7 +79,7 @@ def folds(
             ),
             fold,
         )
-        for others, fold in dealt
+        for others, fold in deal_folds(validation, settings)
     ]
 
 

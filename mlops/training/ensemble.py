@@ -20,14 +20,14 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelEncoder
 
-from mlops.dataset.card import PERIOD, SCORE, TARGET, Card
+from mlops.dataset.card import PERIOD, SCORE, Card
 from mlops.dataset.rows import load_window
 from mlops.dataset.windows import Window
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import ENSEMBLE, Candidate, get_candidate, load_candidates
 from mlops.training.errors import TrainingError
-from mlops.training.fit import Fitted, evaluate
+from mlops.training.fit import Fitted, evaluate, in_learning_order
 from mlops.training.ranking import in_order, squared_errors
 from mlops.training.records import Training, read_training
 from mlops.training.runs import by_candidate, run_once
@@ -47,7 +47,10 @@ _SHARED_METRICS = (
     "validation_rows",
     "validation_positive_rate",
 )
-_SHARED_PARAMS = ("seed", "recency_half_life_months", "fitting_periods", "validation_periods")
+_SHARED_PARAMS = (
+    *("seed", "recency_half_life_months", "validation_folds"),
+    *("fitting_periods", "validation_periods"),
+)
 
 
 def has_ensemble(finished: Collection[str], settings: Settings) -> bool:
@@ -88,7 +91,7 @@ def blend(learnt: Mapping[str, Logged], frame: pd.DataFrame, settings: Settings)
     scores = np.mean([member.reference[SCORE].to_numpy() for member in members], axis=0)
     pipeline = mean_pipeline({name: member.pipeline for name, member in learnt.items()})
     # In the order that candidates learn in: the same rows are to give the same figures.
-    frame = frame.sort_values([PERIOD, *first.card.feature_names, TARGET], ignore_index=True)
+    frame = in_learning_order(frame, first.card)
     fitted = Fitted(pipeline, frame.sample(min(TRAIN_ROWS, len(frame)), random_state=settings.seed))
     before = frame[frame[PERIOD] < rows[PERIOD].min()]
     metrics = evaluate(first.card, fitted, Window(before, rows), scores)
@@ -101,7 +104,7 @@ def blend(learnt: Mapping[str, Logged], frame: pd.DataFrame, settings: Settings)
             **metrics,
             **{name: first.metrics[name] for name in _SHARED_METRICS},
             "fit_seconds": time.perf_counter() - begin,
-            "sampled_rows": len(fitted.rows),
+            "sampled_rows": len(frame),
         },
         params={
             "class": _CLASS,

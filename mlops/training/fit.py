@@ -142,9 +142,7 @@ def learn(
     from mlops.training.search import tune
 
     digest = data_digest(frame)  # of the rows as they are stored
-    # Live traffic has no order, and boosting and folds draw rows by their places: the same rows
-    # are to give the same model.
-    frame = frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
+    frame = in_learning_order(frame, card)
     window = split_window(frame, card.time.validation_months, settings.validation_min_rows)
     found = tune(card, candidate, frame, settings, study_of, told)
     candidate = found.candidate
@@ -186,12 +184,22 @@ def learn(
             "seed": settings.seed,
             **tracking.cost_params(card.costs),
             "recency_half_life_months": settings.recency_half_life_months,
+            "validation_folds": settings.validation_folds,
             "fitting_periods": f"{window.start}..{window.end}",
             "validation_periods": f"{window.validation[PERIOD].min()}..{window.end}",
         },
         digest=digest,
         search=found.text,
     )
+
+
+def in_learning_order(frame: pd.DataFrame, card: Card) -> pd.DataFrame:
+    """Return the rows in the order that they are learnt in.
+
+    Live traffic has no order, and boosting and folds draw rows by their places: the same rows are
+    to give the same model.
+    """
+    return frame.sort_values([PERIOD, *card.feature_names, TARGET], ignore_index=True)
 
 
 def score_out_of_fold(
@@ -206,25 +214,37 @@ def score_out_of_fold(
     if settings.validation_folds == 1:
         fitted = fit_pipeline(card, candidate, window.earlier, settings)
         return score_window(fitted.pipeline, card, window.validation)
-    target = window.validation[TARGET].to_numpy()
+    scores = np.empty(len(window.validation))
+    for others, fold in deal_folds(window.validation, settings):
+        rows = pd.concat([window.earlier, window.validation.iloc[others]], ignore_index=True)
+        fitted = fit_pipeline(card, candidate, rows, settings)
+        scores[fold] = score_window(fitted.pipeline, card, window.validation.iloc[fold])
+    return scores
+
+
+def deal_folds(
+    validation: pd.DataFrame, settings: Settings
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Return the places of the other rows and of the fold's own, fold by fold.
+
+    Each of `validation_folds` has the same share of positives. Raises DataError if an answer has
+    fewer than two rows.
+    """
+    target = validation[TARGET].to_numpy()
     scarcest = int(min(target.sum(), len(target) - target.sum()))
     if scarcest < 2:
+        periods = validation[PERIOD]
         raise DataError(
             "the window",
             [
-                f"validation part, {window.validation[PERIOD].min()} to {window.end}: found "
+                f"validation part, {periods.min()} to {periods.max()}: found "
                 f"{scarcest} row(s) of an answer, expected 2 or more: widen the window"
             ],
         )
     folds = StratifiedKFold(
         min(settings.validation_folds, scarcest), shuffle=True, random_state=settings.seed
     )
-    scores = np.empty(len(target))
-    for others, fold in folds.split(window.validation, target):
-        rows = pd.concat([window.earlier, window.validation.iloc[others]], ignore_index=True)
-        fitted = fit_pipeline(card, candidate, rows, settings)
-        scores[fold] = score_window(fitted.pipeline, card, window.validation.iloc[fold])
-    return scores
+    return list(folds.split(validation, target))
 
 
 def fit_pipeline(

@@ -311,7 +311,9 @@ class _Search:
         from optuna.trial import TrialState
 
         seed = np.random.SeedSequence([self.settings.seed, place]).generate_state(1)[0]
-        self.study.sampler = TPESampler(seed=int(seed))
+        # Optuna draws ten at random before it learns from them: a small budget would have no other.
+        at_random = max(1, min(10, self.settings.search_trials // 3))
+        self.study.sampler = TPESampler(seed=int(seed), n_startup_trials=at_random)
         asked = {name: _distribution(each) for name, each in self.space.items()}
         trial = self.study.ask(self._enqueue_own(asked) if place == 0 else asked)
         try:
@@ -319,6 +321,9 @@ class _Search:
             if place > 0:
                 candidate = candidate.with_values(values_drawn(self.space, trial.params))
             errors = self._errors_until_behind(candidate, trial, self._best(done))
+            if errors is not None and not np.isfinite(errors).all():
+                # Optuna would count it as failed without a word, and it would be drawn for ever.
+                raise ValueError("a score is not a number")
         except Exception as error:  # of any library: this one is named, and the search goes on
             trial.set_user_attr(_REASON, f"{type(error).__name__}: {error}"[:_REASON_LENGTH])
             self.study.tell(trial, state=TrialState.FAIL)
@@ -449,7 +454,10 @@ def _setup(card: Card, candidate: Candidate, frame: pd.DataFrame, settings: Sett
         "validation_months": card.time.validation_months,
         **{
             name: getattr(settings, name)
-            for name in ("seed", "search_folds", "validation_min_rows", "recency_half_life_months")
+            for name in (
+                *("seed", "search_folds", "validation_min_rows", "recency_half_life_months"),
+                "parity_tolerance",  # bounds the slopes of isotonic calibrations
+            )
         },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -106,8 +106,9 @@ def test_candidates_were_searched_and_blended(stack: Settings, demo: dict[str, A
 
 def test_what_is_in_production_gets_its_model_card(stack: Settings, demo: dict[str, Any]) -> None:
     card = card_path(stack.reports_dir, demo["production_after"])
-    await_(card.with_suffix(".pdf").exists, 120, f"{card}, after the retrain has ended")
-    assert demo["production_after"] in card.read_text()
+    await_(card.exists, 120, f"{card}, after the retrain has ended")
+    assert f"version {demo['production_after']}</h1>" in card.read_text()
+    assert card.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_new_version_answers_and_is_the_only_one_in_production(

@@ -103,8 +103,12 @@ def test_a_version_that_fails_is_told_and_the_others_go_on(
     assert not card_path(world.settings.reports_dir, "1").exists()
 
 
-def test_a_loop_goes_on_where_mlflow_is_away(database: Settings, world: World) -> None:
-    away = world.settings.model_copy(update={"postgres_port": 9})
+@pytest.mark.parametrize("server", ["postgres_port", "mlflow_port"])
+def test_a_loop_goes_on_where_a_server_is_away(
+    monkeypatch: pytest.MonkeyPatch, world: World, server: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = world.settings.model_copy(update={server: 9})
     said: list[str] = []
     assert write_evidence_of_loop(said.append, away) == []
     assert "no evidence could be written" in said[-1]

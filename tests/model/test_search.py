@@ -8,9 +8,11 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import optuna
 import pytest
+import yaml
 
 from mlops.serving.export import export_onnx
 from mlops.settings import Settings
+from mlops.training import search
 from mlops.training.candidates import Candidate, load_candidates
 from mlops.training.fit import balanced_weights, fit_pipeline, learn, score_window
 from mlops.training.search import own_values, search_space, time_folds, tune
@@ -70,6 +72,20 @@ def test_trials_that_fail_are_told_and_the_search_goes_on(card):
     assert "InvalidParameterError" in failed[0].text
     assert found.metrics["search_failed"] == len(failed)
     assert len(told) == 5
+
+
+def test_a_score_that_is_no_number_is_a_trial_that_failed(card, monkeypatch):
+    def nowhere(pipeline, *rest):
+        scores = score_window(pipeline, *rest)
+        return scores * np.nan if pipeline["classifier"].C > 1 else scores
+
+    monkeypatch.setattr(search, "score_window", nowhere)
+    told = []
+    broken = {"C": [100.0, 10.0], "class_weight": ["none"], "calibration": ["none"]}
+    found = tune(card, linear(broken, C=1.0), churn_rows(), SETTINGS, told=told.append)
+    assert [trial.state for trial in told] == ["complete", *["failed"] * 4]
+    assert "not a number" in told[-1].text
+    assert found.candidate == linear(broken, C=1.0)
 
 
 def test_if_every_trial_fails_the_files_parameters_are_fitted(card):
@@ -223,6 +239,8 @@ def learnt(asked):
 
 def test_the_same_data_and_seed_give_the_same_twice_and_in_parallel(card):
     entries = [{**LINEAR, "params": {"C": 1e-5}, "search": STRONGER}, TREES]
+    file = yaml.safe_load(SETTINGS.candidates.read_text())
+    entries += [{"name": name, **file[name]} for name in ("RandomForest", "SVC", "MLPClassifier")]
     asked = [(entry, card, churn_rows()) for entry in entries]
     first = [learnt(each) for each in asked]
     context = multiprocessing.get_context("forkserver")

@@ -195,6 +195,18 @@ def test_year_and_month_in_two_columns_are_pointed_out(tmp_path: Path) -> None:
     assert "year and month seem to tell it" in keys(found)
 
 
+def test_grouped_digits_are_asked_about_before_they_are_lost(tmp_path: Path) -> None:
+    amounts = [f"{1 + row % 9}.{row:03d},{row % 100:02d}" for row in range(400)]
+    found = draft_card(write(tmp_path, table(amount=amounts)))
+    assert "amount" in load_card(found.path).left_out
+    assert "thousands" in keys(found)
+
+
+@pytest.mark.parametrize("name", ["null", "yes", "on"])
+def test_a_name_that_yaml_would_read_otherwise_is_kept(tmp_path: Path, name: str) -> None:
+    assert load_card(draft_card(write(tmp_path, table(), f"{name}.csv")).path).name == name
+
+
 def test_names_of_months_in_order_tell_the_year(tmp_path: Path) -> None:
     months = [["nov", "dec", "jan", "feb"][row // 100] for row in range(400)]
     found = draft_card(write(tmp_path, table(month=months)))

@@ -71,6 +71,7 @@ def test_metrics_are_those_of_the_mean_at_a_threshold_of_its_own() -> None:
     assert metrics["validation_profit"] == pytest.approx(profit)
     assert set(metrics) == set(learnt("Boosted").metrics), "the leaderboard shows them side by side"
     assert metrics["validation_rows"] == 300
+    assert metrics["sampled_rows"] == metrics["fitting_rows"], "nobody drew rows for it"
     assert both.params["members"] == "Boosted, Linear"
     assert both.digest == learnt("Linear").digest
     again = blend({n: learnt(n) for n in ("Boosted", "Linear")}, window()[::-1], SETTINGS)

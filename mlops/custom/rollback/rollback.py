@@ -2,6 +2,7 @@
 
 from mlops.database import connect
 from mlops.dataset.card import load_card
+from mlops.orchestration.evidence import start_evidence
 from mlops.serving.rollback import roll_back
 from mlops.settings import get_settings
 
@@ -20,4 +21,5 @@ def rollback(*_upstream, **variables):
             expected=str(variables.get("version") or "") or None,
             request=run and f"Mage {run}",
         )
+    start_evidence(print)
     return {"version": done.version, "former": done.former}
