@@ -142,8 +142,8 @@ format: setup-dev ## Format the code, and fix what lint can fix itself
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
-test: lint ## Install the test tools, lint, and run all tests
-	.venv/bin/python -m pytest
+test: lint ## Install the test tools, lint, and run all tests, two files at a time; WORKERS=1
+	.venv/bin/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 faults: setup-dev ## Kill every server at every stage of a retrain, and break the rest; CI plays four kills
 	.venv/bin/python -m pytest tests/e2e/test_faults.py tests/e2e/test_replay_live.py --all-stages -s -rfE

@@ -31,3 +31,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if left_out:
             config.hook.pytest_deselected(items=left_out)
             items[:] = [item for item in items if item not in left_out]
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        # Two run side by side, a file each: whatever starts servers first, so that neither is left
+        # alone with it in the end. By one worker the order stays: the quickest to fail first.
+        order = ("e2e", "integration", "model", "data", "unit")
+        items.sort(key=lambda item: order.index(item.path.parent.name))
