@@ -55,11 +55,19 @@ def keys(found: drafting.Draft) -> str:
     return "\n".join(f"{each.key}: {each.text}" for each in found.decisions)
 
 
+def is_number(text: str) -> bool:
+    try:
+        float(text.strip().replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
 names = st.text(
     st.sampled_from(string.ascii_letters + string.digits + "_- %\"'#:{}[]&*!|>@`,äß€\n\t"),
     min_size=1,
     max_size=80,
-).filter(lambda name: name.strip() != "" and not name.strip().replace(".", "").isdigit())
+).filter(lambda name: name.strip() != "" and not is_number(name))  # a number is no header
 texts = st.text(
     st.characters(exclude_categories=("Cs",), exclude_characters="\0\r\n\x1c\x1d\x1e\x85"),
     max_size=12,
