@@ -29,6 +29,7 @@ from mlops.serving.exchange import make_folders
 from mlops.serving.payload import switch_current
 from mlops.settings import ROOT, Settings
 from mlops.stack.services import launch_environment, services
+from tests.fixtures.postgres import free_ports
 from tests.fixtures.predict import PredictServer, make_payload, make_rows
 from tests.fixtures.waiting import await_
 
@@ -109,7 +110,8 @@ def server(
     folder = tmp_path_factory.mktemp("mage")
     data = folder / "sample.csv"
     data.write_bytes(generate_csv(load_card("bank_marketing"), seed=1))
-    settings = postgres.model_copy(update={"data": str(data)})
+    # A port at which no MLflow is, even if another module has had one started.
+    settings = postgres.model_copy(update={"data": str(data), "mlflow_port": free_ports(1)[0]})
     forget_data(settings)  # what the tests of other modules have left in the shared server
     running = Server(settings, folder / "mage.log")
     try:
