@@ -258,8 +258,8 @@ def test_a_card_with_dates_needs_no_order_and_no_column_of_its_time():
 def test_a_card_may_say_that_its_files_write_a_decimal_comma():
     card = CHURN.model_copy(update={"decimal": ",", "separators": (";",)})
     head = "customer;day;spend;visits;plan;left\n"
-    frame = parse(head + "a;01.02.2020;1,5;3;basic;0\nb;02.02.2020;-0,25;4;none;1\n", card)
-    assert frame["spend"].tolist() == [1.5, -0.25]
+    frame = parse(head + "a;01.02.2020;1,5;3;basic;0\nb;02.02.2020;0,25;4;none;1\n", card)
+    assert frame["spend"].tolist() == [1.5, 0.25]
     (problem,) = refused(head + "a;01.02.2020;1.500;3;basic;0\n", card)
     assert "column 'spend': found '1.500', expected a number" in problem
 
