@@ -76,7 +76,11 @@ def test_a_search_that_was_killed_goes_on_where_it_was(world):
         result = fit_candidate("Linear", training_id, connection, world.settings, lines.append)
 
     assert len(lines) == TRIALS + 1, lines
-    assert [", before the interruption" in line for line in lines] == [True, True, *[False] * (TRIALS - 1)]
+    assert [", before the interruption" in line for line in lines] == [
+        True,
+        True,
+        *[False] * (TRIALS - 1),
+    ]
     told_before = [line.replace(", before the interruption", "") for line in lines[:2]]
     assert told_before == before
     below = trials_below(world, result["run_id"])
