@@ -448,14 +448,15 @@ def _lineage(run: Run, settings: Settings) -> dict[str, Any]:
 def _libraries(run_id: str, settings: Settings) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="mlops-evidence-") as folder:
         try:
+            # Whole: MLflow finds no single file below a model's address.
             path = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{tracking.model_uri(run_id, settings)}/requirements.txt",
+                artifact_uri=tracking.model_uri(run_id, settings),
                 dst_path=folder,
                 tracking_uri=settings.mlflow_url,
             )
-        except MlflowException:
+            lines = (Path(path) / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        except (MlflowException, OSError):
             return []
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
     return sorted(line.strip() for line in lines if line.strip())
 
 

@@ -60,6 +60,7 @@ def test_every_version_in_use_gets_its_evidence_once_and_the_champion_its_card(
     assert report.kind == "card"
     assert report.detail is not None
     assert report.detail.read_bytes().startswith(b"%PDF")
+    assert "scikit-learn==" in card_path(world.settings.reports_dir, "1").read_text()
     before = card_path(world.settings.reports_dir, "1").stat().st_mtime_ns
     assert write(world) == [("1", "production", "there"), ("2", "staging-2", "there")]
     assert card_path(world.settings.reports_dir, "1").stat().st_mtime_ns == before
