@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import commit, draw, machine, say
+from benchmarks.serving import commit, draw, machine, say, write_results
 from mlops.replay.__main__ import asked_for
 from mlops.replay.fast import own_ground, play_fast
 from mlops.settings import ROOT
@@ -116,8 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - began, 1),
         "rows": [known[row.name] for row in ROWS if row.name in known],
     }
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(result, indent=1) + "\n")
+    write_results(result, options.results)
     if options.results == RESULTS:
         draw()
     return 0

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.serving import commit, draw, machine, run_in_folder, say
+from benchmarks.serving import commit, draw, machine, run_in_folder, say, write_results
 from benchmarks.watched import run_watched
 from mlops.dataset.card import Card, load_card
 from mlops.dataset.sources import read_source
@@ -149,8 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(fit(options.fit[0], Path(options.fit[1]))))
         return 0
     figures = run_in_folder(lambda folder: measure(options, folder))
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(figures, options.results)
     if options.results == RESULTS:
         draw()
     print(json.dumps(line_of(figures)), flush=True)

@@ -28,7 +28,7 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, StratifiedKFold
 
-from benchmarks.serving import commit, draw, machine, say
+from benchmarks.serving import commit, draw, machine, say, write_results
 from mlops.dataset.card import PERIOD, TARGET, Card, Feature, load_card
 from mlops.dataset.left_out import read_with_left_out
 from mlops.dataset.timeline import MONTHS
@@ -255,8 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rows": [known[name] for name in names if name in known],
         }
         # After each row: what is measured is kept, whatever becomes of the next.
-        options.results.parent.mkdir(parents=True, exist_ok=True)
-        options.results.write_text(json.dumps(result, indent=1) + "\n")
+        write_results(result, options.results)
         say(
             f"{row.name:<48} ROC AUC {figures['roc_auc']:.4f} "
             f"({figures['low']:.4f} to {figures['high']:.4f})"

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving import commit, draw, machine, say
+from benchmarks.serving import commit, draw, machine, say, write_results
 from mlops.replay.false_alarms import SHUFFLES, measure_false_alarms
 from mlops.replay.fast import Asked, own_ground, play_fast
 from mlops.replay.figures import Month, Policy
@@ -95,8 +95,7 @@ def main() -> int:
         processes=options.processes,
     )
     figures = measure(asked, options.shuffles)
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(figures, options.results)
     if options.results == RESULTS:
         draw()
     print(json.dumps(line_of(figures)), flush=True)

@@ -388,14 +388,19 @@ def run_in_folder(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def write_results(figures: dict[str, Any], path: Path) -> None:
+    """Write the figures of a benchmark as JSON, its folder too if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+
+
 def finish(figures: dict[str, Any], told: dict[str, Any], results: Path, kept: Path) -> int:
     """Write `figures` into `results`, redraw the documentation if that is the file that is `kept`.
 
     Ends with the line of what is `told`; returns the exit code, 1 if a request failed or a row is
     lost.
     """
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(figures, results)
     if results == kept:
         draw()
     print(json.dumps(told), flush=True)

@@ -28,7 +28,7 @@ import pandas as pd
 
 from benchmarks.mage_runs import measure_pipeline
 from benchmarks.our_way import CANDIDATES
-from benchmarks.serving import commit, draw, machine, run_in_folder, say
+from benchmarks.serving import commit, draw, machine, run_in_folder, say, write_results
 from benchmarks.watched import run_watched
 from mlops.dataset.card import PERIOD, Card, load_card
 from mlops.dataset.sources import read_source
@@ -201,8 +201,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     figures = run_in_folder(lambda folder: measure(options, folder))
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(figures, indent=1) + "\n")
+    write_results(figures, options.results)
     if options.results == RESULTS:
         draw()
     told = {

@@ -38,6 +38,7 @@ from mlops.dataset.rows import load_window
 from mlops.evidence import contributions, figures, measures, model_card, recipe, style
 from mlops.registry.models import PRODUCTION, STAGING, get_version, load_pipeline
 from mlops.reporting.library import card_path, write_bytes, write_page
+from mlops.serving.payload import reference_customer
 from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.candidates import ENSEMBLE
@@ -340,23 +341,23 @@ def _contributions(
 
 
 def typical_customer(rows: pd.DataFrame, card: Card) -> pd.Series:
-    """Return the typical record of rows: as `reference` of model.json has it.
+    """Return the reference customer of `rows` (`reference` of model.json) as a record of a frame.
 
-    The lower median of a number, the most frequent category; missing where most are.
+    What is missing there is what a frame holds in its place: NaN, or "" of a category.
     """
-    typical: dict[str, Any] = {}
-    for feature in card.features:
-        column = rows[feature.name]
-        absent = column.isna() | (column == "")
-        number = feature.kind == "number"
-        if absent.mean() > 0.5 or absent.all():
-            typical[feature.name] = np.nan if number else ""
-        elif number:
-            middle = float(column[~absent].quantile(0.5, "lower"))
-            typical[feature.name] = float(int(middle)) if feature.integer else middle
-        else:
-            typical[feature.name] = column.value_counts().index[0]
-    return pd.Series(typical, dtype=object)
+    absent = {each.name: np.nan if each.kind == "number" else "" for each in card.features}
+    told = reference_customer(card, rows)
+    return pd.Series(
+        {
+            name: absent[name]
+            if value is None
+            else value
+            if isinstance(value, str)
+            else float(value)
+            for name, value in told.items()
+        },
+        dtype=object,
+    )
 
 
 def _by_refits(

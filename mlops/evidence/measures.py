@@ -21,6 +21,7 @@ from mlops.dataset.card import PERIOD, SCORE, TARGET, Card, Costs
 from mlops.reporting.pictures import calibration_points
 from mlops.training.bootstrap import bootstrap
 from mlops.training.metrics import (
+    FEWEST_ANSWERS,
     PROFIT_ROWS,
     all_metrics,
     average_precision,
@@ -41,9 +42,6 @@ METRIC_ROWS = 10_000
 
 CURVE_POINTS = 200
 SCORE_BINS = 30
-
-FEWEST_ANSWERS = 10
-"""Rows of the rarer answer below which a slice or a month has no ROC AUC to speak of."""
 
 MOST_SLICES = 24
 """The largest ones are shown: more is no picture."""

@@ -23,8 +23,8 @@ import typst
 
 from mlops.dataset.card import Card
 from mlops.evidence import figures, style
-from mlops.evidence.measures import FEWEST_ANSWERS
 from mlops.reporting.pages import number, render, share
+from mlops.training.metrics import FEWEST_ANSWERS
 
 TEMPLATE = Path(__file__).resolve().parent / "model_card.typ"
 

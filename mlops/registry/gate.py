@@ -21,9 +21,8 @@ from mlops.settings import Settings, get_settings
 from mlops.training import tracking
 from mlops.training.bootstrap import bootstrap
 from mlops.training.fit import score_window
-from mlops.training.metrics import brier, roc_auc
+from mlops.training.metrics import FEWEST_ANSWERS, brier, roc_auc
 
-_FEWEST_ANSWERS = 10
 _TITLES = {"roc_auc": "ROC AUC", "brier": "Brier"}
 
 
@@ -211,7 +210,7 @@ def _slices(
         for value, count in rows[column].value_counts().sort_index().items():
             here = values == value
             # With fewer of either answer a slice has no ROC AUC to speak of.
-            if count >= enough and _FEWEST_ANSWERS <= target[here].sum() <= count - _FEWEST_ANSWERS:
+            if count >= enough and FEWEST_ANSWERS <= target[here].sum() <= count - FEWEST_ANSWERS:
                 chosen.append((column, str(value), here))
     if not chosen:
         return []

@@ -69,12 +69,7 @@ def describe_model(
         **_describe_profit(threshold, costs, validation),
         "inputs": inputs,
         "metrics": metrics,
-        "reference": {
-            entry["name"]: None
-            if _mostly_missing(fitting[entry["name"]])
-            else entry["median" if entry["kind"] == "number" else "mode"]
-            for entry in inputs
-        },
+        "reference": reference_customer(card, fitting),
         "training": {
             "window_start": window[0],
             "window_end": window[1],
@@ -86,6 +81,20 @@ def describe_model(
             "output": OUTPUT,
             "max_difference": onnx.max_difference,
         },
+    }
+
+
+def reference_customer(card: Card, rows: pd.DataFrame) -> dict[str, float | int | str | None]:
+    """Return the typical record of `rows`: of each feature the lower median or the mode.
+
+    None where most are missing.
+    """
+    described = [_describe(feature, rows[feature.name]) for feature in card.features]
+    return {
+        entry["name"]: None
+        if _mostly_missing(rows[entry["name"]])
+        else entry["median" if entry["kind"] == "number" else "mode"]
+        for entry in described
     }
 
 

@@ -24,6 +24,9 @@ PROFIT_ROWS = 1000
 CLEARANCE = 1e-5
 """By how much a threshold lies above all scores: what ONNX may differ by must not reach it."""
 
+FEWEST_ANSWERS = 10
+"""Rows of the rarer answer below which there is no ROC AUC to speak of."""
+
 RESAMPLES = 201
 """Of `best_profit_threshold`; odd, so that their median is one of the thresholds."""
 
